@@ -1,0 +1,88 @@
+# make build    bin/: berth, berth-shim, berth-cni and a pinned runc
+# make test     unit tests, then the black-box tests under tests/ (root)
+# make demo     a tour on a terminal (root)
+# make bench    what a pod costs here, against the bare cost of its parts (root)
+# make lint     gofmt, vet, staticcheck
+# make fuzz     every fuzz target for FUZZTIME
+# make clean
+#
+# Set-up is part of the targets: what is missing is installed by scripts/setup,
+# which says so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+# sudo resets PATH to directories that hold no Go.
+export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin
+# A clone that belongs to someone else than root must still build under sudo.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+GO       ?= go
+VERSION  ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+FUZZTIME ?= 20s
+
+PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
+
+.PHONY: all build failpoints testbins lint test unit blackbox demo bench fuzz clean setup-build setup-test root
+
+all: build
+
+build: setup-build bin/runc
+	$(GOBUILD) -o bin/ ./cmd/berth ./cmd/berth-shim ./cmd/berth-cni
+
+# runc is the only part with cgo: libseccomp compiles the seccomp filters.
+bin/runc: go.mod go.sum | setup-build
+	CGO_ENABLED=1 $(GO) build -trimpath -tags seccomp -o $@ github.com/opencontainers/runc
+
+# The same binaries with the failpoints of internal/failpoint compiled in, for
+# the crash test.
+failpoints: build
+	$(GOBUILD) -tags failpoints -o bin/failpoints/ ./cmd/berth ./cmd/berth-shim ./cmd/berth-cni
+	ln -sf ../runc bin/failpoints/runc
+
+# Programs that run inside test pods.
+testbins: setup-build
+	$(GOBUILD) -o bin/tests/ ./tests/images/cmd/...
+
+lint: setup-build
+	@out=$$(gofmt -l agent cmd cni cri csi internal systemd tests); \
+		[ -z "$$out" ] || { echo "gofmt: run gofmt -w on:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags failpoints ./...
+	$(GO) tool staticcheck ./...
+
+test: root build failpoints testbins setup-test unit blackbox
+
+unit: setup-build
+	$(GO) test $(PACKAGES)
+
+# One package at a time: each looks at the whole machine for what it left.
+blackbox: root build failpoints testbins setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 25m ./tests/...
+
+demo: root build testbins setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/demo
+
+bench: root build testbins setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/bench
+
+fuzz:
+	@$(GO) list ./... | while read -r pkg; do \
+		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg"; \
+		done; done
+
+clean:
+	rm -rf bin out
+
+setup-build:
+	@scripts/setup build
+
+setup-test: root
+	@scripts/setup test
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root, for namespaces, mounts and cgroups: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
