@@ -39,13 +39,3 @@ type Result struct {
 // variables, stdin the network configuration, the result is what the plugin
 // would print. A failed call returns a *types.Error.
 type Plugin func(ctx context.Context, environ []string, stdin []byte) ([]byte, error)
-
-// To be implemented in network.go:
-//
-//	type Config struct { ConfDir string; BinDirs []string; CacheDir string; InProcess map[string]Plugin; Timeout time.Duration }
-//	func New(Config) *Network
-//	(*Network) Setup(ctx, Sandbox) (Result, error)     // undone by itself when it fails
-//	(*Network) Teardown(ctx, Sandbox) error            // idempotent; works after a reboot, when NetNS is gone
-//	(*Network) Status(ctx) error                       // nil when a network is configured and its plugins say they are ready
-//	(*Network) GC(ctx, live []Sandbox) error           // CNI GC with the attachments still wanted
-//	(*Network) Run(ctx) error                          // watches ConfDir; first conflist by name wins
