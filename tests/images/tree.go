@@ -49,11 +49,6 @@ func (t *tree) host(path, from string) error {
 	return nil
 }
 
-func (t *tree) symlink(path, to string) {
-	t.parents(path)
-	t.entries[path] = entry{header: tar.Header{Typeflag: tar.TypeSymlink, Name: path, Linkname: to, Mode: 0o777}}
-}
-
 func (t *tree) hardlink(path, to string) {
 	t.parents(path)
 	t.entries[path] = entry{header: tar.Header{Typeflag: tar.TypeLink, Name: path, Linkname: to, Mode: 0o755}}
