@@ -2,6 +2,21 @@
 // read-only layer chains that container root file systems stand on. It is
 // built from containerd's content store, metadata database and overlay
 // snapshotter, used as libraries.
+//
+// Under Config.Root lie content/ (blobs by digest), snapshots/N/fs (one
+// unpacked layer each), and the two databases metadata.db (references, blobs,
+// leases) and snapshots.db (the snapshotter's own). One process owns them at a
+// time.
+//
+// What keeps data alive is a chain of references that containerd's garbage
+// collector follows: an image record names a manifest, labels lead from there
+// to the configuration, the layers and the unpacked chain. Data of a pull in
+// flight is held by a lease; a chain that containers still stand on after its
+// image was removed is held by another. So a crash at any line leaves either
+// what is referenced, or what the next Open collects.
+//
+// The writable layers of containers are not kept here: they belong to the CRI
+// server, which mounts Image.Layers below them.
 package image
 
 import (
@@ -10,10 +25,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Image is one image of this node. Several references can name it.
+// Image is one image of this node. Several references can name it. Its slices
+// and maps are shared with the store: read them, do not change them.
 type Image struct {
 	ID          string   // digest of its configuration: sha256:...
-	RepoTags    []string // familiar or full names with a tag, sorted
+	RepoTags    []string // full names with a tag, sorted
 	RepoDigests []string // name@digest, sorted
 	Size        int64    // bytes of its unpacked layers and content
 	User        string   // as in the configuration: uid, uid:gid, name, name:group or empty
@@ -23,7 +39,8 @@ type Image struct {
 	ChainID     string
 }
 
-// Auth are the credentials of one pull; the zero value means none.
+// Auth are the credentials of one pull; the zero value means none. Their
+// fields are those of the CRI's AuthConfig.
 type Auth struct {
 	Username, Password, Auth, ServerAddress, IdentityToken, RegistryToken string
 }
@@ -44,17 +61,3 @@ type Progress struct {
 	Offset int64  `json:"offset"`
 	Total  int64  `json:"total"`
 }
-
-// To be implemented:
-//
-//	type Config struct { Root string; Platform string; CertsDirs []string; MaxParallelPulls, MaxParallelLayers int; MaxLayerBytes, MaxUnpackedBytes int64; PinnedImages []string; ProgressTimeout time.Duration }
-//	func Open(ctx, Config) (*Store, error)
-//	(*Store) Pull(ctx, ref string, auth Auth, progress func(Progress)) (Image, error)   // concurrent pulls of one ref share one; progress may be nil
-//	(*Store) Import(ctx, io.Reader) ([]Image, error)                                     // docker-archive or OCI layout tar
-//	(*Store) Get(refOrID string) (Image, bool)                                            // tag, digest, ID, ID prefix; memory only, no I/O
-//	(*Store) List() []Image
-//	(*Store) Remove(ctx, refOrID string) error                                            // idempotent; chains in use by containers stay until Release
-//	(*Store) Retain(chainID, containerID string) / Release(ctx, containerID)              // who stands on a chain; rebuilt by the CRI server after a restart
-//	(*Store) Usage(ctx) (Usage, error)
-//	(*Store) Run(ctx) error                                                               // garbage collection
-//	(*Store) Close() error
