@@ -1,0 +1,165 @@
+// Package act carries out what agent/plan decided: it is where the agent
+// touches the runtime, the volumes and the cgroups. It decides nothing, and it
+// remembers nothing between two calls; what a call needs comes in with it.
+//
+//	act.go        what all actions share
+//	pod.go        before the first container and after the last: cgroup, volumes, directories
+//	sandbox.go    create, stop, remove a sandbox
+//	container.go  image, create, start, postStart
+//	kill.go       preStop, signal, grace
+package act
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/event"
+	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/timeline"
+	"github.com/berth-io/berth/csi/volume"
+)
+
+// Sandboxes is the CRI's part about sandboxes.
+type Sandboxes interface {
+	RunPodSandbox(context.Context, *runtimeapi.RunPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error)
+	StopPodSandbox(context.Context, *runtimeapi.StopPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.StopPodSandboxResponse, error)
+	RemovePodSandbox(context.Context, *runtimeapi.RemovePodSandboxRequest, ...grpc.CallOption) (*runtimeapi.RemovePodSandboxResponse, error)
+}
+
+// Containers is the CRI's part about containers.
+type Containers interface {
+	CreateContainer(context.Context, *runtimeapi.CreateContainerRequest, ...grpc.CallOption) (*runtimeapi.CreateContainerResponse, error)
+	StartContainer(context.Context, *runtimeapi.StartContainerRequest, ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error)
+	StopContainer(context.Context, *runtimeapi.StopContainerRequest, ...grpc.CallOption) (*runtimeapi.StopContainerResponse, error)
+	RemoveContainer(context.Context, *runtimeapi.RemoveContainerRequest, ...grpc.CallOption) (*runtimeapi.RemoveContainerResponse, error)
+}
+
+// Cgroups is the pod part of the cgroup tree.
+type Cgroups interface {
+	EnsurePod(pod *v1.Pod) (cgroupParent string, err error)
+	RemovePod(ctx context.Context, podUID string) error
+	Node() qos.NodeInfo
+}
+
+// Volumes gives pods their volumes.
+type Volumes interface {
+	SetUp(ctx context.Context, pod volume.Pod) (map[string]volume.Mounted, error)
+	SubPath(ctx context.Context, pod volume.Pod, container string, index int, vol volume.Mounted, subPath string, readOnly bool) (string, error)
+	CleanSubPaths(ctx context.Context, podUID, container string) error
+	TearDown(ctx context.Context, podUID string) error
+}
+
+// Hooks runs lifecycle handlers; an error's text is for the pod's events.
+type Hooks interface {
+	Run(ctx context.Context, pod *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error)
+}
+
+// Parts are what an Actor works with.
+type Parts struct {
+	Sandboxes  Sandboxes
+	Containers Containers
+	Images     *images.Puller
+	Volumes    Volumes
+	Objects    volume.Objects
+	Cgroups    Cgroups
+	Hooks      Hooks
+	Events     *event.Recorder
+}
+
+// Config of an Actor.
+type Config struct {
+	Node podspec.Node
+	// ContainerLogsDir holds the links POD_NAMESPACE_CONTAINER-ID.log that log
+	// shippers follow (/var/log/containers).
+	ContainerLogsDir string
+	// Parallel bounds how many sandboxes and containers are being started at
+	// once: past the machine's cores more at once only makes each slower.
+	Parallel int
+	// RuntimeTimeout bounds one call to the runtime beyond what the call
+	// itself waits for (a grace period, a pull).
+	RuntimeTimeout time.Duration
+	Log            *slog.Logger
+}
+
+// Actor carries out actions. It may be used by all workers at once.
+type Actor struct {
+	Parts
+	config Config
+	starts *semaphore.Weighted
+}
+
+// New returns an Actor.
+func New(parts Parts, config Config) *Actor {
+	return &Actor{Parts: parts, config: config, starts: semaphore.NewWeighted(int64(config.Parallel))}
+}
+
+// Pod is a pod at the time of an action.
+type Pod struct {
+	*v1.Pod
+	IPs      []string // of its ready sandbox; the node's with hostNetwork
+	Sandbox  string   // ID of the ready sandbox
+	Attempt  uint32   // of that sandbox
+	Mounted  map[string]volume.Mounted
+	Timeline *timeline.Log
+}
+
+// FirstIP is the address probes and hooks connect to; empty without one.
+func (p Pod) FirstIP() string {
+	if len(p.IPs) == 0 {
+		return ""
+	}
+	return p.IPs[0]
+}
+
+// Error is why an action did not work, in the words of the API's
+// ContainerStateWaiting.
+type Error struct {
+	plan.Waiting
+	// RetryAt is when trying again makes sense; zero: the caller's back-off.
+	RetryAt time.Time
+}
+
+func (e *Error) Error() string { return e.Message }
+
+func failed(reason string, err error) *Error {
+	return &Error{Waiting: plan.Waiting{Reason: reason, Message: message(err)}}
+}
+
+// message is an error as the runtime said it, without gRPC's wrapping.
+func message(err error) string {
+	if s, ok := status.FromError(err); ok {
+		return s.Message()
+	}
+	return err.Error()
+}
+
+// podDir is the kubelet's directory of a pod.
+func (a *Actor) podDir(uid string) string {
+	return filepath.Join(a.config.Node.KubeletDir, "pods", uid)
+}
+
+// enter waits for one of the places that Config.Parallel bounds.
+func (a *Actor) enter(ctx context.Context) (leave func(), err error) {
+	if err := a.starts.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return func() { a.starts.Release(1) }, nil
+}
+
+// call bounds one call to the runtime.
+func (a *Actor) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, a.config.RuntimeTimeout,
+		fmt.Errorf("the runtime did not answer within %s", a.config.RuntimeTimeout))
+}

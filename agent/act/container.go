@@ -1,0 +1,265 @@
+package act
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/atomicwriter"
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/timeline"
+	"github.com/berth-io/berth/csi/volume"
+	"github.com/berth-io/berth/internal/failpoint"
+)
+
+// StartContainer brings one container up: image, create, start, postStart.
+// An error is an *Error, or ctx's.
+func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContainer) error {
+	sandbox, err := a.sandboxConfig(pod.Pod, pod.Attempt)
+	if err != nil {
+		return failed("CreateContainerConfigError", err)
+	}
+	image, err := a.image(ctx, pod, s, sandbox)
+	if err != nil {
+		return err
+	}
+	config, err := a.containerConfig(ctx, pod, s, image)
+	if err != nil {
+		reason := "CreateContainerError"
+		var mistake *podspec.ConfigError
+		if errors.As(err, &mistake) {
+			reason = "CreateContainerConfigError"
+			if mistake.Err != nil {
+				a.config.Log.Warn("a container's configuration cannot be used", "pod", pod.Namespace+"/"+pod.Name, "container", s.Container.Name, "err", mistake.Err)
+			}
+		}
+		a.tell(pod, s, v1.EventTypeWarning, "Failed", "Error: %s", message(err))
+		return failed(reason, err)
+	}
+	id, err := a.create(ctx, pod, s, sandbox, config)
+	if err != nil {
+		return err
+	}
+	if err := a.start(ctx, pod, s, id); err != nil {
+		return err
+	}
+	a.link(pod.Pod, s.Container.Name, id, filepath.Join(sandbox.GetLogDirectory(), config.GetLogPath()))
+	return a.postStart(ctx, pod, s, id)
+}
+
+func (a *Actor) image(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
+	image, err := a.Images.Ensure(ctx, images.Request{
+		Pod: pod.Pod, Container: s.Container, Init: s.Init, Sandbox: sandbox,
+		Pulling: func() func(error) { return pod.Timeline.Begin(timeline.Pull, s.Container.Name) },
+	})
+	var missing *images.Error
+	if errors.As(err, &missing) {
+		return nil, &Error{Waiting: plan.Waiting{Reason: missing.Reason, Message: missing.Message}, RetryAt: missing.RetryAt}
+	}
+	return image, err
+}
+
+func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, image *runtimeapi.Image) (*runtimeapi.ContainerConfig, error) {
+	c := podspec.Container{
+		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs,
+		Image: image, ImageRef: image.GetId(),
+		Resources: qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
+	}
+	if s.Backoff > 0 {
+		c.Backoff = s.Backoff.String()
+	}
+	env, err := podspec.Env(c, a.config.Node, a.Objects)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := a.mountSources(ctx, pod, s)
+	if err != nil {
+		return nil, err
+	}
+	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
+		return nil, err
+	}
+	return podspec.ContainerConfig(c, a.config.Node, a.Objects)
+}
+
+// mountSources makes the files that a container mounts beside its volumes.
+func (a *Actor) mountSources(ctx context.Context, pod Pod, s plan.StartContainer) (podspec.MountSources, error) {
+	name := s.Container.Name
+	hosts, err := a.hostsFile(pod)
+	if err != nil {
+		return podspec.MountSources{}, err
+	}
+	termination, err := a.terminationLog(pod, name)
+	if err != nil {
+		return podspec.MountSources{}, err
+	}
+	if err := os.MkdirAll(filepath.Join(podspec.LogDir(a.config.Node.PodLogsDir, pod.Pod), name), 0o755); err != nil {
+		return podspec.MountSources{}, fmt.Errorf("make the container's log directory: %w", err)
+	}
+	if err := a.Volumes.CleanSubPaths(ctx, string(pod.UID), name); err != nil {
+		return podspec.MountSources{}, fmt.Errorf("release the subPaths of the container's last run: %w", err)
+	}
+	return podspec.MountSources{
+		Volumes:        pod.Mounted,
+		HostsFile:      hosts,
+		TerminationLog: termination,
+		SubPath: func(index int, vol volume.Mounted, subPath string, readOnly bool) (string, error) {
+			return a.Volumes.SubPath(ctx, a.volumePod(pod), name, index, vol, subPath, readOnly)
+		},
+	}, nil
+}
+
+// hostsFile writes the pod's /etc/hosts, KUBELET/pods/UID/etc-hosts.
+func (a *Actor) hostsFile(pod Pod) (string, error) {
+	var base []byte
+	if pod.Spec.HostNetwork {
+		var err error
+		if base, err = os.ReadFile("/etc/hosts"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("read the host's hosts file: %w", err)
+		}
+	}
+	content, err := podspec.HostsFile(pod.Pod, pod.IPs, a.config.Node.ClusterDomain, base)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(a.podDir(string(pod.UID)), "etc-hosts")
+	old, err := os.ReadFile(path)
+	if err == nil && string(old) == string(content) {
+		return path, nil
+	}
+	// Written in place when it exists: running containers have it mounted.
+	if err == nil {
+		err = os.WriteFile(path, content, 0o644)
+	} else {
+		err = atomicwriter.WriteFile(path, content, 0o644)
+	}
+	if err != nil {
+		return "", fmt.Errorf("write the pod's hosts file: %w", err)
+	}
+	return path, nil
+}
+
+// terminationLog makes the file behind terminationMessagePath, a new one for
+// each run of a container: KUBELET/pods/UID/containers/NAME/RANDOM.
+func (a *Actor) terminationLog(pod Pod, container string) (string, error) {
+	dir := filepath.Join(a.podDir(string(pod.UID)), "containers", container)
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", fmt.Errorf("make the container's directory: %w", err)
+	}
+	var b [4]byte
+	rand.Read(b[:])
+	path := filepath.Join(dir, hex.EncodeToString(b[:]))
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return "", fmt.Errorf("make the termination log: %w", err)
+	}
+	// Whatever user the container has must be able to write it; the umask
+	// must not say otherwise.
+	if err := os.Chmod(path, 0o666); err != nil {
+		return "", fmt.Errorf("make the termination log writable: %w", err)
+	}
+	return path, nil
+}
+
+func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
+	leave, err := a.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	end := pod.Timeline.Begin(timeline.Create, s.Container.Name)
+	resp, err := a.Containers.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId: pod.Sandbox, Config: config, SandboxConfig: sandbox,
+	})
+	end(err)
+	if err != nil {
+		a.tell(pod, s, v1.EventTypeWarning, "Failed", "Error: %s", message(err))
+		return "", asError("CreateContainerError", err)
+	}
+	failpoint.Hit("agent/container-created")
+	a.tell(pod, s, v1.EventTypeNormal, "Created", "Container created")
+	return resp.GetContainerId(), nil
+}
+
+func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id string) error {
+	leave, err := a.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	end := pod.Timeline.Begin(timeline.Start, s.Container.Name)
+	_, err = a.Containers.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+	end(err)
+	if err != nil {
+		a.tell(pod, s, v1.EventTypeWarning, "Failed", "Error: %s", message(err))
+		return asError("RunContainerError", err)
+	}
+	failpoint.Hit("agent/container-started")
+	a.tell(pod, s, v1.EventTypeNormal, "Started", "Container started")
+	return nil
+}
+
+// postStart runs the hook; a container whose hook failed is killed, and its
+// restart policy decides what follows.
+func (a *Actor) postStart(ctx context.Context, pod Pod, s plan.StartContainer, id string) error {
+	if s.Container.Lifecycle == nil || s.Container.Lifecycle.PostStart == nil {
+		return nil
+	}
+	end := pod.Timeline.Begin(timeline.PostHook, s.Container.Name)
+	msg, err := a.Hooks.Run(ctx, pod.Pod, s.Container, s.Container.Lifecycle.PostStart, id, pod.FirstIP())
+	end(err)
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	a.tell(pod, s, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %s", strings.TrimSpace(msg+" "+err.Error()))
+	target := Target{Pod: pod, Spec: s.Container, Container: observed.Container{ID: id, Name: s.Container.Name}}
+	target.Deadline = graceFrom(pod.Pod, nil)
+	if killErr := a.Kill(ctx, target, plan.KillContainer{ID: id, Name: s.Container.Name, Reason: "FailedPostStartHook", Message: "FailedPostStartHook"}, nil); killErr != nil {
+		return failed("PostStartHookError", errors.Join(err, killErr))
+	}
+	return failed("PostStartHookError", err)
+}
+
+// RemoveContainer removes a dead container, its log and its link. The files go
+// first: as long as the container is listed, somebody will come back for them.
+func (a *Actor) RemoveContainer(ctx context.Context, pod *v1.Pod, c observed.Container) error {
+	for _, path := range []string{c.LogPath, c.TerminationLog, a.linkPath(pod, c.Name, c.ID)} {
+		if path == "" {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove what container %s left: %w", c.ID, err)
+		}
+	}
+	failpoint.Hit("agent/container-files-removed")
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	if _, err := a.Containers.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID}); err != nil {
+		return fmt.Errorf("remove container %s: %s", c.ID, message(err))
+	}
+	failpoint.Hit("agent/container-removed")
+	return nil
+}
+
+func (a *Actor) tell(pod Pod, s plan.StartContainer, eventType, reason, format string, args ...any) {
+	a.Events.Container(pod.Pod, s.Container.Name, s.Init, eventType, reason, format, args...)
+}

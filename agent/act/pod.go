@@ -1,0 +1,146 @@
+package act
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/timeline"
+	"github.com/berth-io/berth/csi/volume"
+	"github.com/berth-io/berth/internal/failpoint"
+)
+
+// Prepare makes what a pod needs before its sandbox: cgroup, directories,
+// volumes. It is level driven: called again it repairs and refreshes.
+func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted, error) {
+	end := pod.Timeline.Begin(timeline.Cgroup, "")
+	_, err := a.Cgroups.EnsurePod(pod.Pod)
+	end(err)
+	if err != nil {
+		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodContainer", "unable to ensure pod container exists: %v", err)
+		return nil, failed("FailedCreatePodContainer", err)
+	}
+	failpoint.Hit("agent/cgroup-made")
+	if err := a.directories(pod.Pod); err != nil {
+		return nil, failed("FailedToMakePodDataDirectories", err)
+	}
+	end = pod.Timeline.Begin(timeline.Volumes, "")
+	mounted, err := a.Volumes.SetUp(ctx, a.volumePod(pod))
+	end(err)
+	if err != nil {
+		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed: %v", err)
+		return nil, failed("FailedMount", err)
+	}
+	failpoint.Hit("agent/volumes-up")
+	return mounted, nil
+}
+
+func (a *Actor) volumePod(pod Pod) volume.Pod {
+	return volume.Pod{
+		Pod:         pod.Pod,
+		HostIPs:     a.config.Node.HostIPs,
+		PodIPs:      pod.IPs,
+		Allocatable: a.config.Node.Allocatable,
+	}
+}
+
+// Refresh brings configMap, secret, downwardAPI and projected volumes of a
+// running pod up to date.
+func (a *Actor) Refresh(ctx context.Context, pod Pod) error {
+	if _, err := a.Volumes.SetUp(ctx, a.volumePod(pod)); err != nil {
+		return failed("FailedMount", err)
+	}
+	return nil
+}
+
+func (a *Actor) directories(pod *v1.Pod) error {
+	dir := a.podDir(string(pod.UID))
+	for _, d := range []string{dir, filepath.Join(dir, "volumes"), filepath.Join(dir, "plugins")} {
+		if err := os.MkdirAll(d, 0o750); err != nil {
+			return fmt.Errorf("make the pod's directory: %w", err)
+		}
+	}
+	if err := os.MkdirAll(podspec.LogDir(a.config.Node.PodLogsDir, pod), 0o755); err != nil {
+		return fmt.Errorf("make the pod's log directory: %w", err)
+	}
+	return nil
+}
+
+// Release gives back what a pod that has ended holds: volumes and cgroup. Its
+// containers' records and logs stay to be looked at.
+func (a *Actor) Release(ctx context.Context, podUID string) error {
+	if err := a.Volumes.TearDown(ctx, podUID); err != nil {
+		return fmt.Errorf("release volumes: %w", err)
+	}
+	failpoint.Hit("agent/volumes-down")
+	if err := a.Cgroups.RemovePod(ctx, podUID); err != nil {
+		return fmt.Errorf("remove the pod's cgroup: %w", err)
+	}
+	failpoint.Hit("agent/cgroup-removed")
+	return nil
+}
+
+// Forget removes the last traces of a pod whose sandboxes are gone: its
+// directory and its logs. logDir is empty where it is not known.
+func (a *Actor) Forget(podUID, logDir string) error {
+	dir := a.podDir(podUID)
+	// The volumes were torn down and verified; what is left are files of ours.
+	// Remove rather than RemoveAll guards what should not be there.
+	for _, sub := range []string{"volumes", "volume-subpaths"} {
+		if err := removeEmptyTree(filepath.Join(dir, sub)); err != nil {
+			return fmt.Errorf("remove the pod's directory: %w (unmount and remove what is in it, or wait: it is tried again)", err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove the pod's directory: %w", err)
+	}
+	failpoint.Hit("agent/directory-removed")
+	if logDir == "" {
+		return nil
+	}
+	if err := os.RemoveAll(logDir); err != nil {
+		return fmt.Errorf("remove the pod's logs: %w", err)
+	}
+	return nil
+}
+
+// removeEmptyTree removes a directory tree that holds no file.
+func removeEmptyTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			return fmt.Errorf("%s is still there", filepath.Join(dir, e.Name()))
+		}
+		if err := removeEmptyTree(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.Remove(dir)
+}
+
+// LogDir is the directory of a pod's logs.
+func (a *Actor) LogDir(pod *v1.Pod) string {
+	return podspec.LogDir(a.config.Node.PodLogsDir, pod)
+}
+
+// asError makes an *Error of what came back, for reasons that are the caller's.
+func asError(reason string, err error) error {
+	var known *Error
+	if errors.As(err, &known) {
+		return known
+	}
+	return &Error{Waiting: plan.Waiting{Reason: reason, Message: message(err)}}
+}

@@ -1,0 +1,87 @@
+package act
+
+import (
+	"context"
+	"fmt"
+
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/timeline"
+	"github.com/berth-io/berth/internal/failpoint"
+)
+
+// CreateSandbox makes a pod's sandbox and returns its ID.
+func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
+	config, err := a.sandboxConfig(pod.Pod, attempt)
+	if err != nil {
+		return "", failed("CreatePodSandboxError", err)
+	}
+	for _, w := range a.dnsWarnings(pod.Pod) {
+		a.Events.Pod(pod.Pod, v1.EventTypeWarning, w.Reason, "%s", w.Message)
+	}
+	leave, err := a.enter(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	end := pod.Timeline.Begin(timeline.Sandbox, "")
+	resp, err := a.Sandboxes.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{
+		Config:         config,
+		RuntimeHandler: runtimeHandler(pod.Pod),
+	})
+	end(err)
+	if err != nil {
+		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %s", message(err))
+		return "", failed("CreatePodSandboxError", err)
+	}
+	failpoint.Hit("agent/sandbox-made")
+	return resp.GetPodSandboxId(), nil
+}
+
+// StopSandbox ends what runs in a sandbox and gives its network back.
+func (a *Actor) StopSandbox(ctx context.Context, id string) error {
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	if _, err := a.Sandboxes.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("stop sandbox %s: %s", id, message(err))
+	}
+	failpoint.Hit("agent/sandbox-stopped")
+	return nil
+}
+
+// RemoveSandbox removes a sandbox and everything the runtime keeps of it.
+func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
+	ctx, cancel := a.call(ctx)
+	defer cancel()
+	if _, err := a.Sandboxes.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("remove sandbox %s: %s", id, message(err))
+	}
+	failpoint.Hit("agent/sandbox-removed")
+	return nil
+}
+
+// sandboxConfig is made anew for each call that wants it: it follows from the
+// pod, the attempt and the node.
+func (a *Actor) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+	parent, err := a.Cgroups.EnsurePod(pod)
+	if err != nil {
+		return nil, err
+	}
+	return podspec.Sandbox(pod, attempt, a.config.Node, parent)
+}
+
+func (a *Actor) dnsWarnings(pod *v1.Pod) []podspec.Warning {
+	_, warnings := podspec.DNS(pod, a.config.Node)
+	return warnings
+}
+
+func runtimeHandler(pod *v1.Pod) string {
+	if pod.Spec.RuntimeClassName == nil {
+		return ""
+	}
+	return *pod.Spec.RuntimeClassName
+}

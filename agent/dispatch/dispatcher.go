@@ -1,0 +1,327 @@
+// Package dispatch gives each pod UID its worker. It compares what the sources
+// want with the workers there are: a pod without a worker gets one, a worker
+// whose pod nobody wants is told so, and what an agent before this one left
+// behind (a checkpoint, a sandbox, volumes, a cgroup) gets a worker that ends
+// it. It decides who lives; how is the worker's business.
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/worker"
+)
+
+// Observations tells what the runtime has, once it is synced.
+type Observations interface {
+	Synced() <-chan struct{}
+	UIDs() []string
+	Pod(uid string) observed.Pod
+}
+
+// Leftovers are what pods hold outside the runtime, found from the host alone.
+type Leftovers interface {
+	// Orphans lists the UIDs of pods that have something left.
+	Orphans() ([]string, error)
+}
+
+// Desired is what all sources together want.
+type Desired struct {
+	Pods []*v1.Pod
+	// Complete: every source has reported. Before that nothing is ended.
+	Complete bool
+	// Objects changed since the last Desired: volumes are to be refreshed.
+	Objects bool
+	At      time.Time
+}
+
+// Config of a Dispatcher.
+type Config struct {
+	Parts        worker.Parts
+	Worker       worker.Config
+	Observations Observations
+	Leftovers    []Leftovers
+	Log          *slog.Logger
+}
+
+// Dispatcher owns the workers.
+type Dispatcher struct {
+	config  Config
+	desired chan Desired // capacity one: the newest
+	ended   chan string  // UIDs of workers that are done
+	inHand  chan struct{}
+
+	mu      sync.Mutex
+	workers map[string]*worker.Worker // by UID
+	waiting map[string]waiting        // by full name: pods whose name an ending pod still has
+}
+
+// waiting is a pod that starts once its predecessor of the same name is gone.
+type waiting struct {
+	pod  *v1.Pod
+	seen time.Time
+}
+
+// New returns a Dispatcher; Run starts it.
+func New(c Config) *Dispatcher {
+	return &Dispatcher{
+		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}),
+		workers: map[string]*worker.Worker{}, waiting: map[string]waiting{},
+	}
+}
+
+// InControl is closed once every pod of before this agent has its worker again
+// and the sources were applied for the first time.
+func (d *Dispatcher) InControl() <-chan struct{} { return d.inHand }
+
+// Want replaces what is wanted. It never blocks: a newer state takes the place
+// of one that was not looked at yet.
+func (d *Dispatcher) Want(ctx context.Context, next Desired) {
+	for {
+		select {
+		case d.desired <- next:
+			return
+		case <-ctx.Done():
+			return
+		case old := <-d.desired:
+			next.Objects = next.Objects || old.Objects
+		}
+	}
+}
+
+// Observed tells the worker of a pod that its observation changed.
+func (d *Dispatcher) Observed(uid string) {
+	d.mu.Lock()
+	w := d.workers[uid]
+	d.mu.Unlock()
+	if w != nil {
+		w.Poke()
+	}
+}
+
+// Run dispatches until ctx ends, and then waits for its workers, who leave
+// their pods running.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	start := func(w *worker.Worker) {
+		uid := string(w.Pod().UID)
+		d.mu.Lock()
+		d.workers[uid] = w
+		d.mu.Unlock()
+		running.Go(func() {
+			if w.Run(ctx) == nil {
+				select {
+				case d.ended <- uid:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	select {
+	case <-d.config.Observations.Synced():
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for _, w := range d.restore() {
+		start(w)
+	}
+	first := sync.OnceFunc(func() {
+		d.adopt(start)
+		close(d.inHand)
+	})
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case want := <-d.desired:
+			for _, w := range d.apply(want) {
+				start(w)
+			}
+			if want.Complete {
+				first()
+			}
+		case uid := <-d.ended:
+			if w := d.remove(uid); w != nil {
+				start(w)
+			}
+		}
+	}
+}
+
+// restore makes workers of what an agent before this one kept.
+func (d *Dispatcher) restore() []*worker.Worker {
+	kept, errs := d.config.Parts.Checkpoints.Load()
+	for _, err := range errs {
+		d.config.Log.Error("a pod's history is lost", "err", err)
+	}
+	out := make([]*worker.Worker, 0, len(kept))
+	for _, k := range kept {
+		out = append(out, worker.Restore(d.config.Parts, d.config.Worker, k))
+	}
+	return out
+}
+
+// apply compares what is wanted with the workers and returns the new ones.
+func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	wanted := map[string]bool{}
+	for _, pod := range want.Pods {
+		wanted[string(pod.UID)] = true
+	}
+	names := map[string]bool{}
+	for uid, w := range d.workers {
+		names[fullName(w.Pod())] = true
+		switch {
+		case want.Complete && !wanted[uid] && !w.Forgotten():
+			w.Forget()
+		case wanted[uid] && want.Objects:
+			w.ObjectsChanged()
+		}
+	}
+	clear(d.waiting)
+	for _, pod := range want.Pods {
+		name := fullName(pod)
+		switch w := d.workers[string(pod.UID)]; {
+		case w != nil && !w.Forgotten():
+		case w != nil || names[name]:
+			// The same UID wanted again while it ends, or another of its name:
+			// two pods of one name never overlap.
+			d.waiting[name] = waiting{pod: pod, seen: want.At}
+		default:
+			names[name] = true
+			start = append(start, worker.New(d.config.Parts, d.config.Worker, pod, want.At))
+		}
+	}
+	return start
+}
+
+// remove drops a worker that is done and returns its successor in name, if one waits.
+func (d *Dispatcher) remove(uid string) *worker.Worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.workers[uid]
+	delete(d.workers, uid)
+	d.config.Parts.Actor.Images.Forget(w.Pod())
+	name := fullName(w.Pod())
+	next, ok := d.waiting[name]
+	if !ok {
+		return nil
+	}
+	delete(d.waiting, name)
+	return worker.New(d.config.Parts, d.config.Worker, next.pod, next.seen)
+}
+
+// adopt gives pods that only the runtime, the volumes or the cgroups know a
+// worker that ends them. It is called once, with every source heard and the
+// runtime fully observed, never before.
+func (d *Dispatcher) adopt(start func(*worker.Worker)) {
+	orphans := map[string]*v1.Pod{}
+	for _, uid := range d.config.Observations.UIDs() {
+		o := d.config.Observations.Pod(uid)
+		orphans[uid] = orphan(uid, o.Namespace, o.Name, o.Containers)
+	}
+	for _, l := range d.config.Leftovers {
+		uids, err := l.Orphans()
+		if err != nil {
+			d.config.Log.Error("leftovers of pods cannot be looked for; they are at the next start", "err", err)
+		}
+		for _, uid := range uids {
+			if orphans[uid] == nil {
+				orphans[uid] = orphan(uid, "unknown", uid, nil)
+			}
+		}
+	}
+	for uid, pod := range orphans {
+		d.mu.Lock()
+		known := d.workers[uid] != nil || slices.ContainsFunc(d.waitingPods(), func(p *v1.Pod) bool { return string(p.UID) == uid })
+		d.mu.Unlock()
+		if known {
+			continue
+		}
+		d.config.Log.Info("a pod that no source knows is ended", "pod", pod.Namespace+"/"+pod.Name, "uid", uid)
+		w := worker.New(d.config.Parts, d.config.Worker, pod, time.Now())
+		w.Forget()
+		start(w)
+	}
+}
+
+func (d *Dispatcher) waitingPods() []*v1.Pod {
+	var pods []*v1.Pod
+	for _, w := range d.waiting {
+		pods = append(pods, w.pod)
+	}
+	return pods
+}
+
+// orphan is all that is known of a pod that no source and no checkpoint has.
+func orphan(uid, namespace, name string, containers []observed.Container) *v1.Pod {
+	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid)}}
+	for i := range containers {
+		c := &containers[i]
+		if slices.ContainsFunc(pod.Spec.Containers, func(o v1.Container) bool { return o.Name == c.Name }) {
+			continue // an earlier run of it
+		}
+		pod.Spec.Containers = append(pod.Spec.Containers, v1.Container{Name: c.Name, Image: c.Image, Lifecycle: &v1.Lifecycle{PreStop: c.PreStop}})
+		if c.GracePeriod != nil {
+			pod.Spec.TerminationGracePeriodSeconds = c.GracePeriod
+		}
+	}
+	return pod
+}
+
+// Pods returns all pods with their statuses, by namespace and name; among them
+// those that wait for a predecessor.
+func (d *Dispatcher) Pods() []*v1.Pod {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var pods []*v1.Pod
+	for _, w := range d.workers {
+		pods = append(pods, w.Pod())
+	}
+	slices.SortFunc(pods, func(a, b *v1.Pod) int { return strings.Compare(fullName(a), fullName(b)) })
+	return pods
+}
+
+// Worker finds the worker of a pod by name; nil when there is none.
+func (d *Dispatcher) Worker(namespace, name string) *worker.Worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.workers {
+		if p := w.Pod(); p.Namespace == namespace && p.Name == name {
+			return w
+		}
+	}
+	return nil
+}
+
+// Stop asks a pod to end and to stay so; it is kept until its source drops it.
+func (d *Dispatcher) Stop(namespace, name string, grace *int64) error {
+	w := d.Worker(namespace, name)
+	if w == nil {
+		return fmt.Errorf("pod %s/%s is not on this node", namespace, name)
+	}
+	s := checkpoint.Stop{At: time.Now(), Reason: "Killing"}
+	switch own := w.Pod().Spec.TerminationGracePeriodSeconds; {
+	case grace != nil:
+		s.Grace = *grace
+	case own != nil:
+		s.Grace = *own
+	}
+	w.Stop(s)
+	return nil
+}
+
+func fullName(pod *v1.Pod) string { return pod.Namespace + "/" + pod.Name }

@@ -1,0 +1,78 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/agent/observed"
+)
+
+// Backoff is the crash-loop back-off: the first restart is immediate, the
+// following wait Base, 2*Base, ... up to Max; it starts over after a run that
+// outlived ResetAfter.
+type Backoff struct{ Base, Max, ResetAfter time.Duration }
+
+// KubeletBackoff are the kubelet's figures: 10 s doubling to 5 minutes,
+// forgotten after twice the maximum (pkg/kubelet/kubelet.go, backOffPeriod and
+// MaxCrashLoopBackOff; client-go's flowcontrol.Backoff for the reset).
+var KubeletBackoff = Backoff{Base: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second}
+
+// next returns from when the container after prev may start, and the delay
+// that is then recorded with it.
+func (b Backoff) next(prev *observed.Container) (from time.Time, recorded time.Duration) {
+	if prev.Backoff == 0 || prev.FinishedAt.Sub(prev.CreatedAt) > b.ResetAfter {
+		return prev.FinishedAt, b.Base
+	}
+	return prev.FinishedAt.Add(prev.Backoff), min(2*prev.Backoff, b.Max)
+}
+
+// crashLoop is the text that users and their tools know from the kubelet.
+func crashLoop(pod *v1.Pod, container string, delay time.Duration) Waiting {
+	return Waiting{
+		Reason: "CrashLoopBackOff",
+		Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+			delay, container, pod.Name, pod.Namespace, pod.UID),
+	}
+}
+
+// Sidecar tells whether an init container is restartable: it keeps running
+// beside the containers that follow it.
+func Sidecar(c *v1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
+}
+
+// shouldRestart tells whether a container that exited is to be started again:
+// by its own rules, else its own policy, else the pod's.
+func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
+	for _, rule := range c.RestartPolicyRules {
+		if rule.Action == v1.ContainerRestartRuleActionRestart && matches(rule.ExitCodes, exitCode) {
+			return true
+		}
+	}
+	policy := pod.Spec.RestartPolicy
+	if c.RestartPolicy != nil {
+		policy = v1.RestartPolicy(*c.RestartPolicy)
+	}
+	switch policy {
+	case v1.RestartPolicyNever:
+		return false
+	case v1.RestartPolicyOnFailure:
+		return exitCode != 0
+	}
+	// Always, which for a plain init container means until it succeeds.
+	return !init || Sidecar(c) || exitCode != 0
+}
+
+func matches(on *v1.ContainerRestartRuleOnExitCodes, code int32) bool {
+	if on == nil {
+		return false
+	}
+	in := slices.Contains(on.Values, code)
+	if on.Operator == v1.ContainerRestartRuleOnExitCodesOpNotIn {
+		return !in
+	}
+	return in
+}

@@ -1,0 +1,245 @@
+package plan
+
+import (
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/probe"
+)
+
+// Input is all that a decision stands on.
+type Input struct {
+	Pod      *v1.Pod
+	Observed *observed.Pod
+	// Probes are the newest results by container name; one of another
+	// container ID counts for nothing.
+	Probes map[string]probe.Result
+	// Failures are attempts that did not work, by container name; those under
+	// PodFailure concern the pod as a whole (volumes, sandbox).
+	Failures map[string]Failure
+	// Restarts are IDs of containers that were killed to be started again.
+	Restarts map[string]bool
+	// Attempts are restart counts from before this boot, by container name: a
+	// new container's attempt is above it.
+	Attempts map[string]uint32
+	Backoff  Backoff
+	Now      time.Time
+}
+
+// PodFailure is the key of failures that are not one container's.
+const PodFailure = ""
+
+// Failure is an action that did not work and when it may be tried again.
+type Failure struct {
+	Waiting
+	Count   int
+	RetryAt time.Time
+}
+
+// Run decides for a pod that shall run.
+func Run(in Input) Decision {
+	var d Decision
+	if f, ok := in.Failures[PodFailure]; ok && f.RetryAt.After(in.Now) {
+		d.wakeAt(f.RetryAt)
+		return d
+	}
+	sandbox := in.Observed.ReadySandbox()
+	if sandbox == nil {
+		newSandbox(in, &d)
+		return d
+	}
+	prune(in, &d)
+	r := run{in: in, sandbox: sandbox.ID, d: &d}
+	if !r.initContainers() {
+		return d
+	}
+	d.Complete = r.containers()
+	return d
+}
+
+// newSandbox replaces a sandbox that is gone, unless the pod had its run.
+func newSandbox(in Input, d *Decision) {
+	old := in.Observed.Sandbox()
+	if old == nil {
+		d.act(CreateSandbox{})
+		return
+	}
+	if in.Observed.AnyRunning() {
+		d.act(StopSandbox{ID: old.ID})
+		return
+	}
+	if hadItsRun(in) {
+		d.Complete = true
+		return
+	}
+	d.act(CreateSandbox{Attempt: old.Attempt + 1})
+}
+
+// hadItsRun tells whether a pod whose sandbox is gone has nothing left to run:
+// each container has ended for good, or the pod never restarts and was under way.
+func hadItsRun(in Input) bool {
+	if in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever && len(in.Observed.Containers) > 0 {
+		return true
+	}
+	for i := range in.Pod.Spec.Containers {
+		c := &in.Pod.Spec.Containers[i]
+		last := in.Observed.Container(c.Name)
+		if last == nil || last.State != observed.Exited || shouldRestart(in.Pod, c, false, last.ExitCode) {
+			return false
+		}
+	}
+	return true
+}
+
+// run is one decision about the containers of a ready sandbox.
+type run struct {
+	in      Input
+	sandbox string
+	d       *Decision
+}
+
+// current returns the newest container of that name in the ready sandbox.
+func (r *run) current(name string) *observed.Container {
+	if c := r.in.Observed.Container(name); c != nil && c.SandboxID == r.sandbox {
+		return c
+	}
+	return nil
+}
+
+// initContainers brings the init containers forward by one step and tells
+// whether the pod's containers may run. Sidecars are kept running from their
+// turn on, whatever comes after them does.
+func (r *run) initContainers() bool {
+	begun := r.begun()
+	pod := r.in.Pod
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		cur := r.current(c.Name)
+		switch {
+		case Sidecar(c):
+			if !r.keepRunning(c, true) && !begun {
+				return false
+			}
+			if !begun && !r.started(c, r.current(c.Name)) {
+				return false
+			}
+		case begun:
+			// Its work is done: containers of this sandbox exist already.
+		case cur != nil && cur.State == observed.Exited && cur.ExitCode == 0 && !r.in.Restarts[cur.ID]:
+		case cur != nil && cur.State == observed.Exited && !shouldRestart(pod, c, true, cur.ExitCode):
+			r.d.Complete = true // it failed, and nothing may start it again
+			return false
+		default:
+			r.keepRunning(c, true)
+			return false
+		}
+	}
+	return true
+}
+
+// begun tells whether a container proper was ever created in this sandbox.
+func (r *run) begun() bool {
+	for i := range r.in.Pod.Spec.Containers {
+		if r.current(r.in.Pod.Spec.Containers[i].Name) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// started tells whether a sidecar lets its successors start.
+func (r *run) started(c *v1.Container, cur *observed.Container) bool {
+	if cur == nil || cur.State != observed.Running {
+		return false
+	}
+	if c.StartupProbe == nil {
+		return true
+	}
+	p := r.in.Probes[c.Name]
+	return p.ContainerID == cur.ID && p.Started
+}
+
+// containers brings the containers proper forward and tells whether all of
+// them have ended for good.
+func (r *run) containers() (complete bool) {
+	complete = true
+	for i := range r.in.Pod.Spec.Containers {
+		c := &r.in.Pod.Spec.Containers[i]
+		if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited &&
+			!r.in.Restarts[last.ID] && !shouldRestart(r.in.Pod, c, false, last.ExitCode) {
+			continue
+		}
+		complete = false
+		r.keepRunning(c, false)
+	}
+	return complete
+}
+
+// keepRunning starts a container that does not run and kills one that runs
+// but is not well. It tells whether the container runs and may go on.
+func (r *run) keepRunning(c *v1.Container, init bool) bool {
+	cur := r.current(c.Name)
+	switch {
+	case cur == nil:
+		r.start(c, init)
+		return false
+	case cur.State == observed.Running:
+		return r.healthy(c, cur)
+	case cur.State == observed.Created:
+		// Created, never started: the agent died in between. Its successor
+		// takes over its attempt.
+		r.d.act(RemoveContainer{ID: cur.ID, Name: cur.Name})
+		return false
+	case cur.State == observed.Unknown:
+		r.d.act(KillContainer{ID: cur.ID, Name: cur.Name, Reason: "ContainerUnknown",
+			Message: "Container is in unknown state, try killing it before restart", Restart: true})
+		return false
+	}
+	r.start(c, init)
+	return false
+}
+
+// healthy kills a running container whose liveness or startup probe failed.
+func (r *run) healthy(c *v1.Container, cur *observed.Container) bool {
+	p, ok := r.in.Probes[c.Name]
+	if !ok || p.ContainerID != cur.ID || p.Alive {
+		return true
+	}
+	what := "liveness"
+	if p.Kind == probe.Startup {
+		what = "startup"
+	}
+	r.d.act(KillContainer{
+		ID: cur.ID, Name: cur.Name, Reason: string(p.Kind),
+		Message: "Container " + c.Name + " failed " + what + " probe, will be restarted",
+		Grace:   p.Grace,
+		Restart: r.in.Pod.Spec.RestartPolicy != v1.RestartPolicyNever,
+	})
+	return false
+}
+
+// start starts a container, or says why it has to wait.
+func (r *run) start(c *v1.Container, init bool) {
+	if f, ok := r.in.Failures[c.Name]; ok && f.RetryAt.After(r.in.Now) {
+		r.d.wait(c.Name, f.Waiting, f.RetryAt)
+		return
+	}
+	a := StartContainer{Container: c, Init: init}
+	if n, ok := r.in.Attempts[c.Name]; ok {
+		a.Attempt = n + 1
+	}
+	if last := r.in.Observed.Container(c.Name); last != nil {
+		a.Attempt = max(a.Attempt, last.Attempt+1)
+		if last.State == observed.Exited {
+			from, delay := r.in.Backoff.next(last)
+			if from.After(r.in.Now) {
+				r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)
+				return
+			}
+			a.Backoff = delay
+		}
+	}
+	r.d.act(a)
+}

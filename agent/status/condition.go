@@ -1,0 +1,130 @@
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-io/berth/agent/plan"
+)
+
+// conditions returns the node's conditions of a pod, with the transition times
+// of the last status where nothing changed, and then those that others own
+// (readiness gates), as they were.
+func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
+	own := []v1.PodCondition{
+		{Type: v1.PodReadyToStartContainers, Status: truth(in.Observed.ReadySandbox() != nil)},
+		initialized(in, s),
+		podReady(in, s),
+		containersReady(in, s),
+		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
+	}
+	for i := range own {
+		c := &own[i]
+		c.ObservedGeneration = in.Pod.Generation
+		c.LastTransitionTime = metav1.Time{Time: in.Now}
+		if old := find(in.Previous.Conditions, c.Type); old != nil && old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	for _, c := range in.Previous.Conditions {
+		if find(own, c.Type) == nil {
+			own = append(own, c)
+		}
+	}
+	return own
+}
+
+func initialized(in Input, s *v1.PodStatus) v1.PodCondition {
+	c := v1.PodCondition{Type: v1.PodInitialized, Status: v1.ConditionTrue}
+	var incomplete []string
+	for i := range s.InitContainerStatuses {
+		st := &s.InitContainerStatuses[i]
+		done := st.Ready
+		if plan.Sidecar(&in.Pod.Spec.InitContainers[i]) {
+			done = *st.Started
+		}
+		if !done {
+			incomplete = append(incomplete, st.Name)
+		}
+	}
+	switch {
+	case s.Phase == v1.PodSucceeded:
+		c.Reason = "PodCompleted"
+	case len(incomplete) > 0 && !containersBegun(s):
+		c.Status, c.Reason = v1.ConditionFalse, "ContainersNotInitialized"
+		c.Message = fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(incomplete, " "))
+	}
+	return c
+}
+
+// containersBegun tells whether a container proper was ever started: then
+// initialization is over, whatever a sidecar does later.
+func containersBegun(s *v1.PodStatus) bool {
+	return slices.ContainsFunc(s.ContainerStatuses, func(c v1.ContainerStatus) bool {
+		return c.State.Waiting == nil || c.LastTerminationState.Terminated != nil
+	})
+}
+
+func containersReady(in Input, s *v1.PodStatus) v1.PodCondition {
+	c := v1.PodCondition{Type: v1.ContainersReady, Status: v1.ConditionTrue}
+	var unready []string
+	for i := range s.InitContainerStatuses {
+		if plan.Sidecar(&in.Pod.Spec.InitContainers[i]) && !s.InitContainerStatuses[i].Ready {
+			unready = append(unready, s.InitContainerStatuses[i].Name)
+		}
+	}
+	for i := range s.ContainerStatuses {
+		if !s.ContainerStatuses[i].Ready {
+			unready = append(unready, s.ContainerStatuses[i].Name)
+		}
+	}
+	switch {
+	case s.Phase == v1.PodSucceeded:
+		c.Status, c.Reason = v1.ConditionFalse, "PodCompleted"
+	case s.Phase == v1.PodFailed:
+		c.Status, c.Reason = v1.ConditionFalse, "PodFailed"
+	case len(unready) > 0:
+		c.Status, c.Reason = v1.ConditionFalse, "ContainersNotReady"
+		c.Message = fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " "))
+	}
+	return c
+}
+
+func podReady(in Input, s *v1.PodStatus) v1.PodCondition {
+	c := containersReady(in, s)
+	c.Type = v1.PodReady
+	if c.Status != v1.ConditionTrue {
+		return c
+	}
+	var closed []string
+	for _, gate := range in.Pod.Spec.ReadinessGates {
+		switch old := find(in.Previous.Conditions, gate.ConditionType); {
+		case old == nil:
+			closed = append(closed, fmt.Sprintf("corresponding condition of pod readiness gate %q does not exist.", gate.ConditionType))
+		case old.Status != v1.ConditionTrue:
+			closed = append(closed, fmt.Sprintf("the status of pod readiness gate %q is not \"True\", but %v", gate.ConditionType, old.Status))
+		}
+	}
+	if len(closed) > 0 {
+		c.Status, c.Reason, c.Message = v1.ConditionFalse, "ReadinessGatesNotReady", strings.Join(closed, ", ")
+	}
+	return c
+}
+
+func find(list []v1.PodCondition, t v1.PodConditionType) *v1.PodCondition {
+	if i := slices.IndexFunc(list, func(c v1.PodCondition) bool { return c.Type == t }); i >= 0 {
+		return &list[i]
+	}
+	return nil
+}
+
+func truth(b bool) v1.ConditionStatus {
+	if b {
+		return v1.ConditionTrue
+	}
+	return v1.ConditionFalse
+}

@@ -1,0 +1,132 @@
+package status
+
+import (
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/phase"
+	"github.com/berth-io/berth/agent/plan"
+)
+
+func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
+	s := v1.ContainerStatus{Name: spec.Name, Image: spec.Image}
+	previous := previousContainer(in, spec.Name)
+	cur := in.Observed.Container(spec.Name)
+	if cur == nil {
+		if previous != nil {
+			carryOver(in, previous, &s)
+		}
+		if s.State == (v1.ContainerState{}) {
+			s.State.Waiting = waiting(in, spec.Name, init)
+		}
+		s.Started = new(false)
+		return s
+	}
+	s.RestartCount = int32(cur.Attempt)
+	s.ContainerID = in.RuntimeName + "://" + cur.ID
+	s.ImageID = cur.ImageRef
+	s.Resources = spec.Resources.DeepCopy()
+	if cur.Image != "" {
+		s.Image = cur.Image
+	}
+	if cur.User != nil {
+		s.User = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{
+			UID: cur.User.UID, GID: cur.User.GID, SupplementalGroups: cur.User.SupplementalGroups,
+		}}
+	}
+	if old := in.Observed.Previous(cur); old != nil {
+		s.LastTerminationState.Terminated = terminated(in, old)
+	}
+	state(in, cur, init, &s)
+	ready(in, spec, cur, init, &s)
+	return s
+}
+
+// state tells running, terminated or waiting. A container that has ended and
+// is going to be started again, but not yet, is waiting.
+func state(in Input, cur *observed.Container, init bool, s *v1.ContainerStatus) {
+	switch cur.State {
+	case observed.Running:
+		s.State.Running = &v1.ContainerStateRunning{StartedAt: metav1.Time{Time: cur.StartedAt}}
+		return
+	case observed.Exited:
+		w, held := in.Waiting[cur.Name]
+		if !held || in.Phase >= phase.Terminating {
+			s.State.Terminated = terminated(in, cur)
+			return
+		}
+		s.LastTerminationState.Terminated = terminated(in, cur)
+		s.State.Waiting = &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
+		return
+	}
+	s.State.Waiting = waiting(in, cur.Name, init)
+}
+
+func ready(in Input, spec *v1.Container, cur *observed.Container, init bool, s *v1.ContainerStatus) {
+	started, isReady := false, false
+	switch {
+	case init && !plan.Sidecar(spec):
+		isReady = cur.State == observed.Exited && cur.ExitCode == 0
+	case cur.State == observed.Running:
+		p, known := in.Probes[spec.Name]
+		known = known && p.ContainerID == cur.ID
+		started = spec.StartupProbe == nil || known && p.Started
+		isReady = started && (spec.ReadinessProbe == nil || known && p.Ready)
+	}
+	s.Started, s.Ready = &started, isReady
+}
+
+func terminated(in Input, c *observed.Container) *v1.ContainerStateTerminated {
+	t := &v1.ContainerStateTerminated{
+		ExitCode:    c.ExitCode,
+		Reason:      c.Reason,
+		Message:     c.Message,
+		StartedAt:   metav1.Time{Time: c.StartedAt},
+		FinishedAt:  metav1.Time{Time: c.FinishedAt},
+		ContainerID: in.RuntimeName + "://" + c.ID,
+	}
+	if m := in.TerminationMessages[c.ID]; m != "" {
+		t.Message = m
+	}
+	return t
+}
+
+// waiting says why a container that does not exist yet does not run.
+func waiting(in Input, name string, init bool) *v1.ContainerStateWaiting {
+	if w, ok := in.Waiting[name]; ok {
+		return &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
+	}
+	if in.Problem != nil {
+		return &v1.ContainerStateWaiting{Reason: "ContainerCreating", Message: in.Problem.Message}
+	}
+	if len(in.Pod.Spec.InitContainers) > 0 && (!init || in.Pod.Spec.InitContainers[0].Name != name) {
+		return &v1.ContainerStateWaiting{Reason: "PodInitializing"}
+	}
+	return &v1.ContainerStateWaiting{Reason: "ContainerCreating"}
+}
+
+// carryOver keeps what is known of a container that the runtime has lost: by a
+// reboot, or because a pod that ended was cleaned up. What was running then
+// counts as ended, with the exit code the kubelet reports for it.
+func carryOver(in Input, previous *v1.ContainerStatus, s *v1.ContainerStatus) {
+	s.RestartCount = previous.RestartCount
+	s.LastTerminationState = previous.LastTerminationState
+	if in.Phase < phase.Terminating {
+		return
+	}
+	s.ContainerID, s.ImageID = previous.ContainerID, previous.ImageID
+	s.Ready = previous.State.Terminated != nil && previous.Ready
+	switch {
+	case previous.State.Terminated != nil:
+		s.State.Terminated = previous.State.Terminated
+	case previous.State.Running != nil:
+		s.State.Terminated = &v1.ContainerStateTerminated{
+			ExitCode:    137,
+			Reason:      "ContainerStatusUnknown",
+			Message:     "The container could not be located when the pod was terminated",
+			StartedAt:   previous.State.Running.StartedAt,
+			ContainerID: previous.ContainerID,
+		}
+	}
+}

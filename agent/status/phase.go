@@ -1,0 +1,95 @@
+package status
+
+import (
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/agent/phase"
+	"github.com/berth-io/berth/agent/plan"
+)
+
+// podPhase derives the API's phase from the container statuses. A phase that
+// was terminal stays: a pod that had its run does not come back to life.
+func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
+	if p := in.Previous.Phase; p == v1.PodSucceeded || p == v1.PodFailed {
+		return p
+	}
+	if in.Failed != nil && in.Phase >= phase.Terminated {
+		return v1.PodFailed
+	}
+	if p, decided := initPhase(in, s); decided {
+		return p
+	}
+	var running, waiting, failed, succeeded int
+	for i := range s.InitContainerStatuses {
+		if s.InitContainerStatuses[i].State.Running != nil {
+			running++ // a sidecar: the pod is not over before it is
+		}
+	}
+	for i := range s.ContainerStatuses {
+		c := &s.ContainerStatuses[i]
+		t := c.State.Terminated
+		switch {
+		case c.State.Running != nil:
+			running++
+		case t == nil && c.LastTerminationState.Terminated != nil:
+			t = c.LastTerminationState.Terminated // waiting to be started again
+			fallthrough
+		case t != nil:
+			if t.ExitCode == 0 {
+				succeeded++
+			} else {
+				failed++
+			}
+		default:
+			waiting++
+		}
+	}
+	over := in.Phase >= phase.Terminated
+	switch {
+	case waiting > 0 && !over:
+		return v1.PodPending
+	case running > 0:
+		return v1.PodRunning
+	case over && (failed > 0 || waiting > 0):
+		return v1.PodFailed
+	case over:
+		return v1.PodSucceeded
+	case failed+succeeded == 0:
+		return v1.PodPending
+	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyAlways:
+		return v1.PodRunning
+	case failed == 0:
+		return v1.PodSucceeded
+	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever:
+		return v1.PodFailed
+	}
+	return v1.PodRunning // OnFailure, and one failed: it is on its way back
+}
+
+// initPhase decides while init containers are at work.
+func initPhase(in Input, s *v1.PodStatus) (v1.PodPhase, bool) {
+	for i := range in.Pod.Spec.InitContainers {
+		spec, c := &in.Pod.Spec.InitContainers[i], &s.InitContainerStatuses[i]
+		if plan.Sidecar(spec) {
+			// It holds the pod up until it has started once.
+			if !*c.Started && c.State.Terminated == nil && c.LastTerminationState.Terminated == nil && in.Phase < phase.Terminated {
+				return v1.PodPending, true
+			}
+			continue
+		}
+		t := c.State.Terminated
+		if t == nil {
+			t = c.LastTerminationState.Terminated
+		}
+		switch {
+		case t != nil && t.ExitCode == 0:
+		case t != nil && (in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever || in.Phase >= phase.Terminated):
+			return v1.PodFailed, true
+		case in.Phase >= phase.Terminated:
+			return v1.PodFailed, true
+		default:
+			return v1.PodPending, true
+		}
+	}
+	return "", false
+}

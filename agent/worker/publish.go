@@ -1,0 +1,140 @@
+package worker
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"reflect"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/phase"
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/status"
+	"github.com/berth-io/berth/agent/timeline"
+)
+
+// publish makes the pod's status from what is known and, when it changed,
+// tells the world and then the disk.
+func (w *Worker) publish(obs *observed.Pod) {
+	w.terminationMessages(obs)
+	w.mu.Lock()
+	previous, stop := w.pod, w.stop
+	w.mu.Unlock()
+	in := status.Input{
+		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(),
+		TerminationMessages: w.state.messages, HostIPs: w.config.HostIPs, RuntimeName: w.config.RuntimeName,
+		QOSClass: qos.Class(previous), Previous: &previous.Status, Now: time.Now(),
+	}
+	if f, ok := w.state.failures[plan.PodFailure]; ok {
+		in.Problem = &f.Waiting
+	}
+	if stop != nil {
+		in.Failed = stop.Failed
+	}
+	next := status.Of(in)
+	if reflect.DeepEqual(next, previous.Status) {
+		return
+	}
+	pod := *previous // the spec is shared: nobody changes it
+	pod.Status = next
+	w.mu.Lock()
+	w.pod = &pod
+	w.mu.Unlock()
+	if ready(&pod.Status) && !ready(&previous.Status) {
+		now := time.Now()
+		w.steps.Span(timeline.Ready, "", now, now)
+	}
+	if w.config.Changed != nil {
+		w.config.Changed(&pod)
+	}
+	w.checkpoint(next.Phase != previous.Status.Phase && terminal(next.Phase))
+}
+
+// waitingNow is the plan's word on containers that do not run.
+func (w *Worker) waitingNow() map[string]plan.Waiting {
+	if w.state.phase >= phase.Terminating {
+		return nil
+	}
+	return w.state.waiting
+}
+
+// checkpoint keeps what a restarted agent must know. Not being able to is
+// told and does not hold the pod up: without it a restart costs some history.
+func (w *Worker) checkpoint(durable bool) {
+	w.mu.Lock()
+	kept := checkpoint.Pod{
+		Pod: w.pod, Phase: w.state.phase, Stop: w.stop, Probes: w.results(),
+		Steps: w.steps.Steps(), BootID: w.config.BootID,
+	}
+	w.mu.Unlock()
+	if err := w.parts.Checkpoints.Save(kept, durable); err != nil {
+		w.log().Warn("the pod's state is not kept over a restart of the agent", "err", err)
+	}
+}
+
+// maxTerminationMessage and the log's bounds are the kubelet's
+// (pkg/kubelet/container/runtime.go).
+const maxTerminationMessage = 4096
+
+// terminationMessages reads, once, what each ended container has to say.
+func (w *Worker) terminationMessages(obs *observed.Pod) {
+	for i := range obs.Containers {
+		c := &obs.Containers[i]
+		if _, known := w.state.messages[c.ID]; known || c.State != observed.Exited {
+			continue
+		}
+		w.state.messages[c.ID] = w.terminationMessage(c)
+	}
+}
+
+func (w *Worker) terminationMessage(c *observed.Container) string {
+	text, err := readAtMost(c.TerminationLog, maxTerminationMessage)
+	if err != nil {
+		return "Error on reading termination log: " + err.Error()
+	}
+	if text != "" || c.ExitCode == 0 || c.LogPath == "" || !w.fallsBackToLogs(c.Name) {
+		return text
+	}
+	tail, err := logTail(c.LogPath)
+	if err != nil {
+		return "Error on reading termination message from logs: " + err.Error()
+	}
+	return tail
+}
+
+func (w *Worker) fallsBackToLogs(container string) bool {
+	return slices.ContainsFunc(slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers), func(c v1.Container) bool {
+		return c.Name == container && c.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError
+	})
+}
+
+func readAtMost(path string, n int64) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, n))
+	return string(b), err
+}
+
+func ready(s *v1.PodStatus) bool {
+	return slices.ContainsFunc(s.Conditions, func(c v1.PodCondition) bool {
+		return c.Type == v1.PodReady && c.Status == v1.ConditionTrue
+	})
+}
+
+func terminal(p v1.PodPhase) bool { return p == v1.PodSucceeded || p == v1.PodFailed }
