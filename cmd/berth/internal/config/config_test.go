@@ -1,0 +1,55 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestMistakesAreNamedByTheirKey(t *testing.T) {
+	for _, c := range []struct{ content, want string }{
+		{"nodename: x\n", `unknown field "nodename"`},
+		{"kubeletDir: run\n", `kubeletDir: "run" must be an absolute path`},
+		{"cgroupDriver: cgroup\n", `cgroupDriver: "cgroup" must be cgroupfs or systemd`},
+		{"roles: [agent, cry]\n", `roles[1]: "cry" must be one of agent, cri, network`},
+		{"roles: []\n", `roles: must name at least one of agent, cri, network`},
+		{"network: {podCIDRs: [10.0.0.0/33]}\n", `network.podCIDRs[0]: "10.0.0.0/33" is not a subnet such as 10.85.0.0/16`},
+		{"clusterDNS: [dns]\n", `clusterDNS[0]: "dns" is not an IP address`},
+		{"logLevel: loud\n", `logLevel: "loud" must be debug, info, warn or error`},
+		{"rescan: 1ms\n", `rescan: 1ms must be at least 1s`},
+		{"network: {bridge: averyveryverylongname}\n", `network.bridge: "averyveryverylongname" is longer than the 15 characters of an interface name`},
+	} {
+		path := filepath.Join(t.TempDir(), "berth.yaml")
+		if err := os.WriteFile(path, []byte(c.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(path)
+		if err == nil {
+			t.Errorf("%q was accepted", c.content)
+			continue
+		}
+		if got, want := err.Error(), path+": "+c.want; got != want {
+			t.Errorf("%q:\n got %s\nwant %s", c.content, got, want)
+		}
+	}
+}
+
+func TestSocketsFollowTheRunDirectory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "berth.yaml")
+	if err := os.WriteFile(path, []byte("runDir: /run/other\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.CRISocket != "/run/other/cri.sock" || c.APISocket != "/run/other/berth.sock" {
+		t.Errorf("sockets %s, %s", c.CRISocket, c.APISocket)
+	}
+}
+
+func TestAFileThatWasAskedForMustExist(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); err == nil {
+		t.Error("a missing file was accepted")
+	}
+}
