@@ -81,8 +81,13 @@ func (h *Host) Ensure(cfg Config) (Bridge, error) {
 		return Bridge{}, err
 	}
 	failpoint.Hit("cni/bridge-made")
-	if err := setSysctl("net/ipv6/conf/"+cfg.Name+"/accept_ra", "0"); err != nil {
-		return Bridge{}, err
+	// Before it is up. The bridge forwards for its pods and takes no advice from
+	// them; and until duplicate address detection is over for its link-local
+	// address, it could not ask for the neighbours of packets it forwards.
+	for _, name := range []string{"accept_ra", "accept_dad"} {
+		if err := setSysctl("net/ipv6/conf/"+cfg.Name+"/"+name, "0"); err != nil {
+			return Bridge{}, err
+		}
 	}
 	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: cfg.Name, Index: br.Index}}
 	if !br.Up {
@@ -119,7 +124,6 @@ func (h *Host) create(cfg Config) (Bridge, error) {
 	// A bridge without an address of its own takes that of a port, and changes
 	// it when the port goes: pods would have to learn their gateway anew.
 	attrs.HardwareAddr = mac
-	attrs.Flags = net.FlagUp
 	err = h.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	// EEXIST: another process was faster.
 	if err != nil && !errors.Is(err, unix.EEXIST) {

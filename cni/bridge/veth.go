@@ -6,9 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/internal/failpoint"
@@ -137,19 +139,53 @@ func vethOf(link netlink.Link) Veth {
 		Master: a.MasterIndex, Up: a.Flags&net.FlagUp != 0}
 }
 
+// detachPause is the time between two looks whether a veth is gone.
+const detachPause = 300 * time.Microsecond
+
 // Detach deletes the host veth called name, and with it the end in the pod,
 // whether or not the pod's namespace is still reachable. An absent veth is no
 // error.
+//
+// It returns when no one can see or reach either end any more. The request
+// itself takes some 20 ms longer: the kernel frees the devices after a grace
+// period (rcu_barrier in netdev_run_todo). That needs nothing from us, so it is
+// left to run.
 func (h *Host) Detach(name string) error {
-	// By name, so that no index is looked up first that may be reused.
+	// A socket stays in the namespace that it was opened in, whichever thread
+	// sends.
+	socket, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open a netlink socket: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer socket.Close()
+		done <- deleteLink(socket, name)
+	}()
+	for {
+		select {
+		case err := <-done:
+			if err != nil && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("delete veth %s: %w", name, err)
+			}
+			return nil
+		case <-time.After(detachPause):
+			if _, err := h.nl.LinkByName(name); IsNotFound(err) {
+				return nil
+			}
+		}
+	}
+}
+
+// deleteLink deletes by name, so that no index is looked up first that may be
+// reused.
+func deleteLink(socket *nl.NetlinkSocket, name string) error {
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}}
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete veth %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 // MAC returns the hardware address of the pod that holds addr. An address that

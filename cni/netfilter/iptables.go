@@ -11,6 +11,7 @@ import (
 const lockWait = 10
 
 // OpenIPTables returns iptables or ip6tables. It runs it once for its version.
+// The error wraps exec.ErrNotFound where the host has no such program.
 func OpenIPTables(v6 bool) (*iptables.IPTables, error) {
 	family := iptables.ProtocolIPv4
 	if v6 {

@@ -9,6 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/berth-io/berth/cni/bridge"
+	"github.com/berth-io/berth/cni/masq"
 	"github.com/berth-io/berth/cni/netfilter"
 )
 
@@ -66,9 +67,9 @@ func (c *call) status(ctx context.Context) error {
 	if err := os.MkdirAll(c.net.dataDir, 0o700); err != nil {
 		return unavailable(fmt.Errorf("ipam.dataDir: %w", err))
 	}
-	if c.net.ipMasq || c.net.portmapBackend != "" {
-		if err := c.programs(); err != nil {
-			return unavailable(err)
+	if c.net.ipMasq {
+		if _, err := choose(c.net.ipMasqBackend); err != nil {
+			return unavailable(fmt.Errorf("ipMasq: %w", err))
 		}
 	}
 	br, err := c.host.Find(c.net.bridge.Name)
@@ -91,22 +92,20 @@ func (c *call) status(ctx context.Context) error {
 	return nil
 }
 
-// programs returns an error if a configured packet filter is not installed.
-func (c *call) programs() error {
-	_, err := netfilter.Detect()
-	return err
-}
-
 // masqPresent tells whether the masquerade rules of the network are there.
 func (c *call) masqPresent(ctx context.Context) (bool, error) {
 	if !c.net.ipMasq {
 		return true, nil
 	}
-	backend, err := c.masqBackend()
+	backend, err := choose(c.net.ipMasqBackend)
 	if err != nil {
 		return false, err
 	}
-	return backend.Present(ctx, c.masqNetwork())
+	if backend == netfilter.IPTables {
+		return masq.NewIPTables().Present(ctx, c.masqNetwork())
+	}
+	// Needs no nft, so none is opened.
+	return masq.NewNFTables(nil).Present(ctx, c.masqNetwork())
 }
 
 // unavailable is the error of STATUS by which the runtime holds pods back.

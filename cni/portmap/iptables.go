@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,6 +160,9 @@ func (b *IPTables) Prune(_ context.Context, network string, keep map[string]bool
 func (b *IPTables) remove(match func(tag string) bool) error {
 	for _, v6 := range []bool{false, true} {
 		ipt, err := netfilter.OpenIPTables(v6)
+		if v6 && errors.Is(err, exec.ErrNotFound) {
+			continue // nothing was installed either
+		}
 		if err != nil {
 			return err
 		}
