@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/remotes"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,6 +31,10 @@ func interrupted(err error) bool {
 	var i *interruptedError
 	return errors.As(err, &i) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
+
+// errNoRange is a registry's refusal to send the rest of a blob; it is asked
+// for the whole then.
+var errNoRange = errors.New("cannot continue a blob in the middle")
 
 // stall gives up on a registry from which nothing came for too long. It runs
 // only while armed, so that time spent on the local disk is not held against
@@ -145,17 +151,23 @@ func (f *fetcher) receive(ctx context.Context, w content.Writer, desc ocispec.De
 		return fmt.Errorf("content store: %w", err)
 	}
 	offset := status.Offset
-	if offset > desc.Size {
-		if err := w.Truncate(0); err != nil {
-			return fmt.Errorf("content store: %w", err)
+	if offset <= desc.Size {
+		err = f.receiveFrom(ctx, w, desc, offset, report)
+		if offset == 0 || !errors.Is(err, errNoRange) {
+			return err
 		}
-		offset = 0
 	}
+	if err := w.Truncate(0); err != nil {
+		return fmt.Errorf("content store: %w", err)
+	}
+	return f.receiveFrom(ctx, w, desc, 0, report)
+}
+
+func (f *fetcher) receiveFrom(ctx context.Context, w content.Writer, desc ocispec.Descriptor, offset int64, report func(string, int64)) error {
 	report("downloading", offset)
 	if offset == desc.Size {
 		return nil
 	}
-
 	ctx, s := watch(ctx, f.timeout)
 	defer s.close()
 	// Foreign URLs in a descriptor are not followed: blobs come from where the
@@ -203,6 +215,10 @@ func (f *fetcher) copy(ctx context.Context, w io.Writer, r io.Reader, size, offs
 // readError tells a connection that broke, which may be continued, from an
 // answer that will be the same next time.
 func (f *fetcher) readError(ctx context.Context, s *stall, err error, offset, size int64) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		return fmt.Errorf("%s: %w", s.hostName(), errNoRange)
+	}
 	err = s.explain(ctx, err)
 	if interrupted(err) || errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) {
 		return err
