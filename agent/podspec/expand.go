@@ -3,6 +3,7 @@ package podspec
 import (
 	"strings"
 
+	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -60,4 +61,18 @@ func envLookup(env []*runtimeapi.KeyValue) func(string) (string, bool) {
 		v, ok := values[name]
 		return v, ok
 	}
+}
+
+// ExpandStatic expands a command with the variables that a container's spec
+// gives a plain value; the others stay references. Probes run such commands:
+// the kubelet resolves nothing for them.
+func ExpandStatic(command []string, env []v1.EnvVar) []string {
+	values := make(map[string]string, len(env))
+	for _, e := range env {
+		values[e.Name] = e.Value
+	}
+	return expandAll(command, func(name string) (string, bool) {
+		v, ok := values[name]
+		return v, ok
+	})
 }
