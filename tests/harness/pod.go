@@ -318,3 +318,6 @@ func Summary(pod corev1.Pod) string {
 	}
 	return b.String()
 }
+
+// Node is the node that the pod is on, as the pod's test sees it.
+func (p *Pod) Node() *Node { return p.n }
