@@ -273,8 +273,8 @@ func (d *decoder) pairs(n *yaml.Node, path *field.Path, depth int) []pair {
 			merges = append(merges, value)
 			continue
 		}
-		if scalarTag(key) != "!!str" {
-			d.reject(n.Content[i], path, "a key must be a string, not %s", d.describe(key))
+		if !isKey(key) {
+			d.reject(n.Content[i], path, "a key must be a string, not %s; put it in quotes", d.describe(key))
 			continue
 		}
 		if line, dup := seen[key.Value]; dup {
@@ -296,6 +296,18 @@ func (d *decoder) pairs(n *yaml.Node, path *field.Path, depth int) []pair {
 		}
 	}
 	return out
+}
+
+// isKey accepts strings and, as kubectl does, whole numbers written the usual way.
+func isKey(n *yaml.Node) bool {
+	switch scalarTag(n) {
+	case "!!str":
+		return n.Kind == yaml.ScalarNode
+	case "!!int":
+		i, err := strconv.ParseInt(n.Value, 10, 64)
+		return err == nil && strconv.FormatInt(i, 10) == n.Value
+	}
+	return false
 }
 
 func (d *decoder) merged(m *yaml.Node, path *field.Path, depth int) []pair {

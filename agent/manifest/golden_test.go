@@ -63,8 +63,8 @@ func TestBadManifestsAreRejectedWithFileLineFieldAndReason(t *testing.T) {
 			if len(rejections) == 0 {
 				t.Fatal("accepted")
 			}
-			if len(objectsOf(set)) != 0 {
-				t.Errorf("a rejected file left %v", objectsOf(set))
+			if len(set.Objects()) != 0 {
+				t.Errorf("a rejected file left %v", set.Objects())
 			}
 			var got strings.Builder
 			for _, r := range rejections {

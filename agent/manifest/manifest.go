@@ -9,7 +9,7 @@
 //	identity.go   UID and the annotations every pod from a file gets
 //	defaults.go   what an API server would fill in
 //	validate*.go  what an API server would refuse
-//	merge.go      all files together, and conflicts between them
+//	merge.go      all files together
 package manifest
 
 import (

@@ -139,21 +139,12 @@ func TestClaimWithoutADirectoryForClaimsIsRejected(t *testing.T) {
 	}
 }
 
-func TestMergeRejectsTheLaterOfTwoFilesWithTheSameObject(t *testing.T) {
+func TestMergePutsSetsTogetherInOrder(t *testing.T) {
 	a := mustParse(t, "a.yaml", twoPods, testOptions)
-	b := mustParse(t, "b.yaml", strings.Replace(twoPods, "name: a}", "name: c}", 1), testOptions)
-	c := mustParse(t, "c.yaml", strings.NewReplacer("name: a}", "name: d}", "name: b}", "name: c}").Replace(twoPods), testOptions)
-	set, rejections := Merge([]File{{"c.yaml", c}, {"b.yaml", b}, {"a.yaml", a}})
-	var names []string
-	for _, pod := range set.Pods {
-		names = append(names, pod.Name)
-	}
-	// b.yaml is out as a whole, so that c.yaml's pod c has no rival.
-	if got := strings.Join(names, " "); got != "a b c d" {
-		t.Errorf("pods %s", got)
-	}
-	if len(rejections) != 1 || rejections[0].Error() != "b.yaml: metadata.name: Pod default/b is already defined in a.yaml" {
-		t.Errorf("rejections %v", rejections)
+	b := mustParse(t, "b.yaml", strings.NewReplacer("name: a}", "name: aa}", "name: b}", "name: c, namespace: a}").Replace(twoPods), testOptions)
+	got := strings.Join(Merge([]Set{a, b}).Objects(), ", ")
+	if want := "Pod a/c, Pod default/a, Pod default/aa, Pod default/b"; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
@@ -200,8 +191,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		set, rejections := Parse("f.yaml", data, testOptions)
 		if len(rejections) > 0 {
-			if len(objectsOf(set)) > 0 {
-				t.Fatalf("rejected, but left %v", objectsOf(set))
+			if len(set.Objects()) > 0 {
+				t.Fatalf("rejected, but left %v", set.Objects())
 			}
 			return
 		}
