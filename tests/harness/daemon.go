@@ -86,9 +86,9 @@ func (n *Node) WaitReady() time.Time {
 	case at := <-n.daemon.ready:
 		return at
 	case <-n.daemon.exited:
-		n.t.Fatalf("the daemon ended before it was ready: %v\n%s", n.daemon.err, n.logTail(40))
+		n.t.Fatalf("the daemon ended before it was ready: %v\n%s", n.daemon.err, n.LogTail(40))
 	case <-time.After(readyTimeout):
-		n.t.Fatalf("the daemon is not ready after %v\n%s", readyTimeout, n.logTail(40))
+		n.t.Fatalf("the daemon is not ready after %v\n%s", readyTimeout, n.LogTail(40))
 	}
 	return time.Time{}
 }
@@ -128,7 +128,7 @@ func (n *Node) Stop() {
 	select {
 	case <-n.daemon.exited:
 		if n.daemon.err != nil {
-			n.t.Fatalf("the daemon did not end well: %v\n%s", n.daemon.err, n.logTail(20))
+			n.t.Fatalf("the daemon did not end well: %v\n%s", n.daemon.err, n.LogTail(20))
 		}
 	case <-time.After(stopTimeout):
 		n.t.Fatalf("the daemon runs %v after SIGTERM", stopTimeout)
@@ -189,7 +189,8 @@ func (d *daemon) listenNotify(path string) error {
 // LogFile is what the daemon prints.
 func (n *Node) LogFile() string { return filepath.Join(n.Dir, "daemon.log") }
 
-func (n *Node) logTail(lines int) string {
+// LogTail returns the last lines of LogFile.
+func (n *Node) LogTail(lines int) string {
 	data, err := os.ReadFile(n.LogFile())
 	if err != nil {
 		return err.Error()

@@ -242,7 +242,7 @@ func (n *Node) write(path string, data []byte) {
 // destroy ends and removes whatever there is of the node.
 func (n *Node) destroy() {
 	if n.t.Failed() && n.daemon != nil {
-		n.t.Logf("end of the log of %s:\n%s", n.Name, n.logTail(60))
+		n.t.Logf("end of the log of %s:\n%s", n.Name, n.LogTail(60))
 	}
 	if n.daemon != nil {
 		n.daemon.end()

@@ -144,3 +144,20 @@ func (n *Node) removeCgroups() error {
 	}
 	return errors.Join(errs...)
 }
+
+// ImageFiles are the paths of everything that the node keeps of images.
+func (n *Node) ImageFiles() map[string]bool {
+	n.t.Helper()
+	paths := map[string]bool{}
+	err := filepath.WalkDir(n.Config.RootDir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone while we looked
+		}
+		paths[path] = true
+		return err
+	})
+	if err != nil {
+		n.t.Fatalf("list images: %v", err)
+	}
+	return paths
+}

@@ -1,0 +1,69 @@
+// Package badimages has a node pull images that no honest registry serves, and
+// asserts the words it refuses them with and that nothing of them stays.
+package badimages
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/registry"
+)
+
+func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for namespaces, mounts and cgroups")
+	}
+	n := harness.StartNode(t, harness.Options{})
+	images := registry.BadImages()
+	for name, img := range images {
+		n.Registry.Replace("bad/"+name, img)
+	}
+	// What a good image leaves behind is what may be there: databases, empty
+	// directories. Its data goes with it.
+	n.MustCLI("image", "pull", harness.Busybox)
+	n.MustCLI("image", "rm", harness.Busybox)
+	before := n.ImageFiles()
+
+	t.Run("pull", func(t *testing.T) {
+		for name := range images {
+			if _, ok := want[name]; !ok {
+				t.Errorf("no words are expected for %s", name)
+			}
+		}
+		for name, message := range want {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				ref := harness.Registry + "/bad/" + name + ":1"
+				r := n.For(t).CLI("image", "pull", ref)
+				if r.Code == 0 {
+					t.Fatalf("it was pulled:\n%s", r.Stdout)
+				}
+				got := strings.TrimSpace(r.Stderr)
+				if got != message {
+					t.Errorf("got:\n  %s\nwant:\n  %s", got, message)
+				}
+			})
+		}
+	})
+	if list := n.MustCLI("image", "ls"); strings.Contains(list, "bad/") {
+		t.Errorf("listed:\n%s", list)
+	}
+	for _, path := range []string{"/tmp/berth-escaped", n.Dir + "/berth-escaped"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("%s was written from a layer", path)
+			os.Remove(path)
+		}
+	}
+	harness.Eventually(t, harness.PodTimeout, "nothing stays", func() string {
+		var left []string
+		for path := range n.ImageFiles() {
+			if !before[path] {
+				left = append(left, path)
+			}
+		}
+		return strings.Join(left, "\n")
+	})
+	n.CheckNothingLeft()
+}

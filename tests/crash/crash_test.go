@@ -1,0 +1,303 @@
+// Package crash kills the daemon at every failpoint that one pod passes from
+// its manifest to its removal, restarts it, and asserts that the pod ends in
+// the wanted state with nothing leaked, no exit code lost, no container run
+// twice and no log line lost.
+package crash
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/tests/harness"
+)
+
+// The pod has something of everything that leaves traces: volumes of several
+// kinds, an init container, a host port, a shared process namespace, probes, a
+// container that ends by itself, one that logs through the crash, and one that
+// must be stopped.
+const lines = 1500
+
+var manifest = fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: crash}
+data: {key: value}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: crash}
+spec:
+  restartPolicy: Never
+  shareProcessNamespace: true
+  terminationGracePeriodSeconds: 5
+  initContainers:
+  - name: init
+    image: %[1]s
+    command: [sh, -c, 'echo init >> /out/runs']
+    volumeMounts: [{name: out, mountPath: /out}]
+  containers:
+  - name: lines
+    image: %[1]s
+    command: [sh, -c, 'echo lines >> /out/runs; exec testbox lines -n %[2]d --interval 1ms']
+    volumeMounts: [{name: out, mountPath: /out}]
+  - name: short
+    image: %[1]s
+    command: [sh, -c, 'echo short >> /out/runs; exec testbox exit --after 200ms --code 7 --message done']
+    volumeMounts: [{name: out, mountPath: /out}]
+  - name: server
+    image: %[1]s
+    command: [sh, -c, 'echo server >> /out/runs; exec testbox serve --http :8080']
+    ports: [{containerPort: 8080, hostPort: 30080}]
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    volumeMounts:
+    - {name: out, mountPath: /out}
+    - {name: map, mountPath: /map}
+    - {name: mem, mountPath: /mem}
+    - {name: mem, mountPath: /sub, subPath: a/b}
+  volumes:
+  - {name: out, hostPath: {path: $OUT, type: DirectoryOrCreate}}
+  - {name: map, configMap: {name: crash}}
+  - {name: mem, emptyDir: {medium: Memory}}
+`, harness.Box, lines)
+
+// settleTimeout bounds the way to the settled state, with all its pulls,
+// back-offs and probes, on a machine that runs several of these tests.
+const settleTimeout = 90 * time.Second
+
+func TestDaemonKilledAtEachFailpoint(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for namespaces, mounts and cgroups")
+	}
+	points := trace(t)
+	if len(points) < 20 {
+		t.Fatalf("only %d failpoints were passed: %v", len(points), points)
+	}
+	t.Logf("%d failpoints to die at", len(points))
+	t.Run("at", func(t *testing.T) {
+		for _, p := range points {
+			t.Run(p.String(), func(t *testing.T) {
+				t.Parallel()
+				crashAt(t, p)
+			})
+		}
+	})
+}
+
+// point is the n-th passing of a failpoint.
+type point struct {
+	name string
+	n    int
+}
+
+func (p point) String() string { return fmt.Sprintf("%s:%d", p.name, p.n) }
+
+// trace runs the pod once without a crash, and returns the first and the last
+// passing of each failpoint on its way.
+func trace(t *testing.T) []point {
+	t.Helper()
+	n := newNode(t)
+	file := n.Dir + "/trace"
+	n.Start("BERTH_FAILPOINT_TRACE=" + file)
+	waitSettled(t, n)
+	checkSettled(t, n)
+	n.RemoveAll()
+	n.Stop()
+	n.CheckNothingLeft()
+
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	count := map[string]int{}
+	for s := bufio.NewScanner(f); s.Scan(); {
+		count[s.Text()]++
+	}
+	var points []point
+	for name, n := range count {
+		points = append(points, point{name, 1})
+		if n > 1 {
+			points = append(points, point{name, n})
+		}
+	}
+	slices.SortFunc(points, func(a, b point) int {
+		return cmp.Or(strings.Compare(a.name, b.name), cmp.Compare(a.n, b.n))
+	})
+	return points
+}
+
+func crashAt(t *testing.T, p point) {
+	n := newNode(t)
+	n.Launch("BERTH_FAILPOINT=" + p.String())
+	removed := false
+	if died := waitDeath(t, n, func() bool { return settled(n) == "" }); !died {
+		checkSettled(t, n)
+		n.RemoveManifest("crash.yaml")
+		removed = true
+		if died := waitDeath(t, n, func() bool { return gone(n) }); !died {
+			if p.n == 1 {
+				t.Fatalf("the pod came and went without passing %s", p.name)
+			}
+			// How often a failpoint is passed depends on timing a little.
+			t.Logf("not passed %d times this time", p.n)
+			n.CheckNothingLeft()
+			return
+		}
+	}
+	running := n.Containers()
+	// What ends now ends without a daemon to see it.
+	time.Sleep(400 * time.Millisecond)
+	n.Start()
+	if !removed {
+		waitSettled(t, n)
+		checkSettled(t, n)
+		checkUntouched(t, n, running)
+	}
+	n.RemoveAll()
+	n.CheckNothingLeft()
+	if removed {
+		checkRuns(t, n)
+	}
+}
+
+func newNode(t *testing.T) *harness.Node {
+	t.Helper()
+	n := harness.NewNode(t, harness.Options{Bin: harness.FailpointBin(t)})
+	n.WriteManifest("crash.yaml", strings.ReplaceAll(manifest, "$OUT", n.Dir+"/out"))
+	return n
+}
+
+// checkUntouched asserts that a server that ran when the daemon died was not
+// started anew.
+func checkUntouched(t *testing.T, n *harness.Node, before []harness.Process) {
+	t.Helper()
+	after := n.Containers()
+	for _, p := range before {
+		if strings.Contains(p.Args, "testbox serve") && !slices.Contains(after, p) {
+			t.Errorf("the server, process %d, did not outlive the daemon", p.Pid)
+		}
+	}
+}
+
+// waitDeath waits until the daemon was killed, true, or is done, false.
+func waitDeath(t *testing.T, n *harness.Node, done func() bool) bool {
+	t.Helper()
+	for deadline := time.Now().Add(settleTimeout); time.Now().Before(deadline); {
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		sig, err := n.WaitExit(ctx)
+		cancel()
+		if err == nil {
+			if sig != syscall.SIGKILL {
+				t.Fatalf("the daemon ended by itself (signal %v):\n%s", sig, n.LogTail(40))
+			}
+			return true
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if done() {
+			return false
+		}
+	}
+	t.Fatalf("neither crashed nor done after %v: %s\n%s", settleTimeout, settled(n), n.LogTail(40))
+	return false
+}
+
+func waitSettled(t *testing.T, n *harness.Node) {
+	t.Helper()
+	// The handle prints what the node knows when the test fails.
+	n.Pod(t, "default", "crash")
+	harness.Eventually(t, settleTimeout, "the pod is as wanted", func() string { return settled(n) })
+}
+
+// settled returns what is missing until the pod is as its manifest wants it:
+// two containers have ended as they should, and the server is ready.
+func settled(n *harness.Node) string {
+	pods, err := n.TryPods()
+	if err != nil {
+		return err.Error()
+	}
+	if len(pods) != 1 {
+		return fmt.Sprintf("%d pods", len(pods))
+	}
+	pod := pods[0]
+	for _, name := range []string{"init", "lines", "short"} {
+		if s, _ := harness.Container(pod, name); s.State.Terminated == nil {
+			return name + " has not ended; " + harness.Summary(pod)
+		}
+	}
+	if s, _ := harness.Container(pod, "server"); !s.Ready {
+		return "the server is not ready; " + harness.Summary(pod)
+	}
+	return ""
+}
+
+func gone(n *harness.Node) bool {
+	pods, err := n.TryPods()
+	return err == nil && len(pods) == 0
+}
+
+// checkSettled asserts what must be true however often the daemon died.
+func checkSettled(t *testing.T, n *harness.Node) {
+	t.Helper()
+	pods, err := n.TryPods()
+	if err != nil || len(pods) != 1 {
+		t.Fatalf("%d pods, %v", len(pods), err)
+	}
+	for name, want := range map[string]corev1.ContainerStateTerminated{
+		"init":  {ExitCode: 0, Reason: "Completed"},
+		"lines": {ExitCode: 0, Reason: "Completed"},
+		"short": {ExitCode: 7, Reason: "Error", Message: "done"},
+	} {
+		s, _ := harness.Container(pods[0], name)
+		got := s.State.Terminated
+		if got.ExitCode != want.ExitCode || got.Reason != want.Reason || got.Message != want.Message {
+			t.Errorf("%s ended with %d %s %q, want %d %s %q", name, got.ExitCode, got.Reason, got.Message, want.ExitCode, want.Reason, want.Message)
+		}
+	}
+	checkRuns(t, n)
+	checkLog(t, n)
+}
+
+// checkRuns asserts that each container ran once, by the word each leaves on
+// the host when it starts.
+func checkRuns(t *testing.T, n *harness.Node) {
+	t.Helper()
+	data, err := os.ReadFile(n.Dir + "/out/runs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := strings.Fields(string(data))
+	slices.Sort(runs)
+	if got, want := strings.Join(runs, " "), "init lines server short"; got != want {
+		t.Errorf("containers that ran: got %q, want %q", got, want)
+	}
+}
+
+// checkLog asserts that all numbered lines are there once and in order.
+func checkLog(t *testing.T, n *harness.Node) {
+	t.Helper()
+	r := n.For(t).CLI("logs", "crash", "-c", "lines")
+	next := 1
+	for line := range strings.Lines(r.Stdout) {
+		if want := fmt.Sprintf("line %d\n", next); next <= lines && line != want {
+			t.Fatalf("log: got %q where %q should be", line, want)
+		}
+		next++
+	}
+	if next != lines+2 || !strings.HasSuffix(r.Stdout, fmt.Sprintf("end %d\n", lines)) {
+		t.Errorf("log: %d lines, want %d and an end; exit status %d %s", next-1, lines, r.Code, r.Stderr)
+	}
+}
