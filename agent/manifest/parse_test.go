@@ -223,3 +223,16 @@ func reparse(t *testing.T, pod *v1.Pod) *v1.Pod {
 	}
 	return set.Pods[0]
 }
+
+func BenchmarkParse(b *testing.B) {
+	data, err := os.ReadFile("testdata/good/full.yaml")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, rejections := Parse("full.yaml", data, testOptions); len(rejections) > 0 {
+			b.Fatal(rejections)
+		}
+	}
+}

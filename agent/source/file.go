@@ -60,6 +60,9 @@ func (d *Dir) refresh(name string) bool {
 	if err == nil {
 		data, print, err = d.read(name)
 	}
+	if errors.Is(err, errBusy) && d.tryAgain(name) {
+		return d.postpone(name, f)
+	}
 	if err != nil {
 		f.print = print
 		return d.reject(name, f, err)
@@ -77,6 +80,16 @@ func (d *Dir) forget(name string) bool {
 	d.cache.remove(name)
 	d.cfg.Logger.Info("manifest removed", "file", name)
 	return true
+}
+
+// postpone leaves things as they are until a file's writer is done.
+func (d *Dir) postpone(name string, f *file) bool {
+	if f.good != nil || f.problems != nil || f.unreadable {
+		return false
+	}
+	d.restore(name, f)
+	f.unreadable = true
+	return f.good != nil
 }
 
 // reject notes that a file cannot be read.

@@ -43,6 +43,11 @@ const DefaultRescan = 20 * time.Second
 // (vim: web.yaml to web.yaml~), which must not stop any pod.
 const removalDelay = 100 * time.Millisecond
 
+// A file that is open for writing is looked at again after 1, 2, 4 ... ms, so
+// many times; then its close or the next rescan has to come. The close event
+// alone is not enough: the kernel sends it before it takes the writer off.
+const busyRetries = 8
+
 // Config says where manifests are and what the node adds to them.
 type Config struct {
 	Dir      string // made when missing
@@ -70,6 +75,8 @@ type Dir struct {
 	owner   map[string]string // object in force -> file
 	leaving map[string]bool   // files seen gone, to be looked at after removalDelay
 	removal *time.Timer
+	busy    map[string]int // files open for writing -> times looked at
+	retry   *time.Timer
 	scanned bool  // the directory has been listed once
 	dirErr  error // why it cannot be listed now
 	current atomic.Pointer[Snapshot]
@@ -87,6 +94,9 @@ func NewDir(cfg Config) *Dir {
 		files:   map[string]*file{},
 		owner:   map[string]string{},
 		leaving: map[string]bool{},
+		busy:    map[string]int{},
+		removal: stoppedTimer(),
+		retry:   stoppedTimer(),
 		changed: make(chan struct{}, 1),
 	}
 	d.current.Store(&Snapshot{})
@@ -138,8 +148,8 @@ func (d *Dir) Run(ctx context.Context) error {
 }
 
 func (d *Dir) loop(ctx context.Context, w *watcher) error {
-	d.removal = time.NewTimer(removalDelay)
 	defer d.removal.Stop()
+	defer d.retry.Stop()
 	d.rescan(w)
 	d.publish()
 	ticker := time.NewTicker(d.cfg.Rescan)
@@ -155,6 +165,8 @@ func (d *Dir) loop(ctx context.Context, w *watcher) error {
 			dirty = d.handle(w, batch)
 		case <-d.removal.C:
 			dirty = d.remove()
+		case <-d.retry.C:
+			dirty = d.lookAgain()
 		}
 		if dirty {
 			d.publish()
@@ -178,11 +190,35 @@ func (d *Dir) handle(w *watcher, batch []event) bool {
 		case e.gone():
 			d.leave(e.name)
 		default:
+			delete(d.busy, e.name)
 			dirty = d.refresh(e.name) || dirty
 		}
 	}
 	if rescan { // last: it may find that the directory whose events these were is gone
 		dirty = d.rescan(w) || dirty
+	}
+	return dirty
+}
+
+// tryAgain notes that a file is open for writing; false when it has been for long.
+func (d *Dir) tryAgain(name string) bool {
+	n := d.busy[name]
+	if n == busyRetries {
+		return false
+	}
+	d.busy[name] = n + 1
+	d.retry.Reset(time.Millisecond << n)
+	return true
+}
+
+// lookAgain refreshes the files that were open for writing.
+func (d *Dir) lookAgain() bool {
+	dirty := false
+	for name, n := range d.busy {
+		dirty = d.refresh(name) || dirty
+		if d.busy[name] == n { // not busy any more, or for too long
+			delete(d.busy, name)
+		}
 	}
 	return dirty
 }
@@ -271,6 +307,12 @@ func (d *Dir) publish() {
 	case d.changed <- struct{}{}:
 	default: // the receiver has not taken the last one and will see this one
 	}
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(0)
+	t.Stop()
+	return t
 }
 
 func sortedNames(files map[string]*file) []string {

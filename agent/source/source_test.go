@@ -298,7 +298,6 @@ func TestAnOverflowOfTheEventQueueCausesARescan(t *testing.T) {
 	n := newNode(t)
 	n.write("a.yaml", pod("a", "one"))
 	d := NewDir(Config{Dir: n.dir, CacheDir: n.cache, Logger: slog.New(slog.DiscardHandler)})
-	d.removal = time.NewTimer(never)
 	w, err := newWatcher(n.dir)
 	n.must(err)
 	defer w.file.Close()
