@@ -67,3 +67,25 @@ func Benchmark100AtOnce(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+func BenchmarkAddDelByExec(b *testing.B) {
+	binary := buildPlugin(b, "")
+	l := newLab(b, "10.88.0.0/16")
+	var adds, dels []time.Duration
+	for i := 0; b.Loop(); i++ {
+		pod := netnstest.New(b)
+		start := time.Now()
+		if out, err := l.exec(binary, "ADD", containerID(i), pod.Path, l.conf); err != nil {
+			b.Fatalf("ADD: %v: %s", err, out)
+		}
+		added := time.Now()
+		if out, err := l.exec(binary, "DEL", containerID(i), pod.Path, l.conf); err != nil {
+			b.Fatalf("DEL: %v: %s", err, out)
+		}
+		adds = append(adds, added.Sub(start))
+		dels = append(dels, time.Since(added))
+		pod.Close()
+	}
+	reportPercentiles(b, "add", adds)
+	reportPercentiles(b, "del", dels)
+}
