@@ -26,10 +26,8 @@ func lineOf(n *yaml.Node, path string) int {
 				next, line = n.Content[i], n.Content[i].Line
 			}
 		case yaml.MappingNode:
-			for _, p := range d.pairs(n, nil, 0) {
-				if p.key.Value == step {
-					next, line = p.value, p.key.Line
-				}
+			if p := find(d, n, step); p != nil {
+				next, line = p.value, p.key.Line
 			}
 		}
 		if next == nil {
@@ -38,6 +36,21 @@ func lineOf(n *yaml.Node, path string) int {
 		n = next
 	}
 	return line
+}
+
+// find returns the pair with the given key, of the mapping itself or merged into it.
+func find(d *decoder, n *yaml.Node, key string) *pair {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return &pair{n.Content[i], n.Content[i+1]}
+		}
+	}
+	for _, p := range d.pairs(n, nil, 0) {
+		if p.key.Value == key {
+			return &p
+		}
+	}
+	return nil
 }
 
 // nextStep splits "a.b[0]" into "a" and "b[0]", "[x.y].z" into "x.y" and "z".

@@ -51,7 +51,7 @@ func Parse(file string, data []byte, opts Options) (Set, []Rejection) {
 		p.document(doc)
 	}
 	if len(p.rejections) > 0 {
-		return newSet(), limit(p.rejections)
+		return newSet(), limit(p.rejections, p.unlisted)
 	}
 	slices.SortFunc(p.set.Pods, comparePods)
 	return p.set, nil
@@ -64,10 +64,11 @@ func comparePods(a, b *v1.Pod) int {
 	return strings.Compare(a.Name, b.Name)
 }
 
-func limit(all []Rejection) []Rejection {
+// limit sorts rejections and cuts the list, saying so.
+func limit(all []Rejection, unlisted int) []Rejection {
 	slices.SortStableFunc(all, func(a, b Rejection) int { return a.Line - b.Line })
 	if len(all) > maxRejections {
-		more := Rejection{File: all[0].File, Reason: fmt.Sprintf("and %d more problems", len(all)-maxRejections)}
+		more := Rejection{File: all[0].File, Reason: fmt.Sprintf("and %d more problems", len(all)-maxRejections+unlisted)}
 		all = append(all[:maxRejections:maxRejections], more)
 	}
 	return all
@@ -80,6 +81,7 @@ type parser struct {
 	dec        *decoder
 	set        Set
 	rejections []Rejection
+	unlisted   int            // further problems, beyond what is reported
 	seen       map[string]int // "kind namespace/name" -> line, to find duplicates
 	pods       int            // asked for so far, replicas included
 }
@@ -101,6 +103,10 @@ func (p *parser) rejectAt(line int, path *field.Path, format string, args ...any
 // rejectAll turns validation errors, whose paths start at the document, into Rejections.
 func (p *parser) rejectAll(doc document, errs field.ErrorList) {
 	for _, e := range errs {
+		if len(p.rejections) >= 2*maxRejections { // finding the line of each costs
+			p.unlisted++
+			continue
+		}
 		path := e.Field
 		line := lineOf(doc.node, path)
 		if doc.base != nil {
