@@ -130,3 +130,6 @@ func (n *Node) ListenOutside(address string) (net.Listener, error) {
 
 // InNetNS is a command line prefix that runs a program in the node's network.
 func (n *Node) InNetNS() []string { return []string{"nsenter", "--net=" + n.netns.path(), "--"} }
+
+// InNetwork runs f on a thread inside the node's network namespace.
+func (n *Node) InNetwork(f func() error) error { return inside(n.netns.node, f) }

@@ -36,7 +36,7 @@ type Options struct {
 	Env          []string          // more environment of the daemon
 	Amend        func(*Config)     // changes the configuration before it is written
 	MoreImages   func(*Node) error // pushes more images
-	CgroupDriver string            // default cgroupfs
+	CgroupDriver string            // cgroupfs or systemd; default cgroupfs
 }
 
 // Config is the file that berth reads.
@@ -114,8 +114,10 @@ func NewNode(t TB, o Options) *Node {
 		env:  o.Env,
 	}}
 	n.Config = n.defaultConfig()
-	if o.CgroupDriver != "" {
-		n.Config.CgroupDriver = o.CgroupDriver
+	if o.CgroupDriver == "systemd" {
+		// The kubelet's slices hang below the root slice; a machine that has
+		// systemd has one node at a time.
+		n.Config.CgroupDriver, n.Config.CgroupRoot = "systemd", "/"
 	}
 	if o.Amend != nil {
 		o.Amend(&n.Config)

@@ -87,6 +87,10 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 type direct struct{ h http.Handler }
 
 func (d direct) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Body == nil { // nil is for clients
+		req = req.Clone(req.Context())
+		req.Body = http.NoBody
+	}
 	w := httptest.NewRecorder()
 	d.h.ServeHTTP(w, req)
 	resp := w.Result()

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/berth-io/berth/tests/harness"
+)
+
+// footprint is what the node costs while its pods do nothing.
+type footprint struct {
+	shims     int
+	shimPSS   int // KiB, all shims together
+	daemonRSS int // KiB
+	daemonPSS int
+	cpu       float64 // seconds, daemon and shims
+	daemonCPU float64
+	files     int // open files of the daemon
+}
+
+func measureFootprint(n *harness.Node, idle time.Duration) footprint {
+	// Let what follows a start settle: garbage collection, memory returned.
+	time.Sleep(10 * time.Second)
+	all0, daemon0 := cpuSeconds(n)
+	time.Sleep(idle)
+	all1, daemon1 := cpuSeconds(n)
+	f := footprint{cpu: all1 - all0, daemonCPU: daemon1 - daemon0}
+	for _, p := range n.Processes() {
+		switch p.Program {
+		case "berth-shim":
+			f.shims++
+			f.shimPSS += kib(fmt.Sprintf("/proc/%d/smaps_rollup", p.Pid), "Pss:")
+		case "berth":
+			f.daemonRSS += kib(fmt.Sprintf("/proc/%d/status", p.Pid), "VmRSS:")
+			f.daemonPSS += kib(fmt.Sprintf("/proc/%d/smaps_rollup", p.Pid), "Pss:")
+			if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid)); err == nil {
+				f.files += len(fds)
+			}
+		}
+	}
+	return f
+}
+
+func (f footprint) print(pods int, idle time.Duration) {
+	fmt.Printf("%-44s %8.2f MB  of %d (goal ≤ 1.50)\n", "a shim, PSS", float64(f.shimPSS)/1024/float64(max(f.shims, 1)), f.shims)
+	fmt.Printf("%-44s %8.1f MB  PSS %.1f, %d open files (goal ≤ 60)\n", fmt.Sprintf("the daemon at %d pods, RSS", pods), float64(f.daemonRSS)/1024, float64(f.daemonPSS)/1024, f.files)
+	minute := time.Minute.Seconds() / idle.Seconds()
+	fmt.Printf("%-44s %8.2f s   daemon %.2f, shims %.2f (goal ≤ 1.30)\n", fmt.Sprintf("CPU in a quiet minute at %d pods", pods),
+		f.cpu*minute, f.daemonCPU*minute, (f.cpu-f.daemonCPU)*minute)
+}
+
+// cpuSeconds sums user and system time of daemon and shims, and of the
+// children that they waited for.
+func cpuSeconds(n *harness.Node) (all, daemon float64) {
+	for _, p := range n.Processes() {
+		if p.Program != "berth" && p.Program != "berth-shim" {
+			continue
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		if err != nil {
+			continue // it has ended
+		}
+		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		ticks := 0
+		for _, s := range f[11:15] {
+			v, err := strconv.Atoi(s)
+			if err != nil {
+				panic("/proc/PID/stat: " + string(stat)) // the format is the kernel's promise
+			}
+			ticks += v
+		}
+		seconds := float64(ticks) / 100 // USER_HZ
+		all += seconds
+		if p.Program == "berth" {
+			daemon += seconds
+		}
+	}
+	return all, daemon
+}
+
+// kib reads a line "Name:   123 kB".
+func kib(file, name string) int {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == name {
+			v, err := strconv.Atoi(f[1])
+			if err == nil {
+				return v
+			}
+		}
+	}
+	return 0
+}

@@ -1,0 +1,168 @@
+// Command bench measures what a pod costs on this machine: the bare cost of
+// its parts first, then the same through a Berth node, one pod at a time and
+// in a burst, and what a hundred pods cost while nothing happens. Both are
+// measured in one run, since absolute figures differ from machine to machine
+// and from hour to hour.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-io/berth/tests/harness"
+)
+
+// command is what runs in every pod, bare or not: it ends at once on SIGTERM.
+var command = []string{"sh", "-c", `trap "exit 0" TERM; sleep 100000 & wait`}
+
+func main() {
+	var (
+		sequential = flag.Int("sequential", 50, "pods created one at a time")
+		burst      = flag.Int("burst", 100, "pods created together")
+		bare       = flag.Int("bare", 30, "bare containers to measure")
+		idle       = flag.Duration("idle", time.Minute, "how long to watch the idle node")
+	)
+	flag.Parse()
+	os.Exit(harness.Main("bench", func(t harness.TB) {
+		n := harness.NewNode(t, harness.Options{Amend: func(c *harness.Config) { c.LogLevel = "info" }})
+		fmt.Printf("machine: %s\n\n", machine())
+		floor := measureBare(t, n, *bare)
+		floor.print()
+
+		n.Start()
+		n.MustCLI("image", "pull", harness.Busybox)
+		one := measureSequential(t, n, *sequential)
+		one.print(floor.total())
+		many := measureBurst(t, n, *burst)
+		many.print()
+		measureFootprint(n, *idle).print(*burst, *idle)
+		start := time.Now()
+		n.RemoveAll()
+		fmt.Printf("%-44s %8.2f s\n", fmt.Sprintf("%d pods deleted → gone", *burst), time.Since(start).Seconds())
+		n.Stop()
+		n.CheckNothingLeft()
+		fmt.Printf("\nthe pod of the median, by its own account:\n\n%s\n", one.timeline)
+	}))
+}
+
+// sequentialResult has durations in milliseconds.
+type sequentialResult struct {
+	ready, gone []float64
+	timeline    string // of the pod with the median time
+}
+
+func measureSequential(t harness.TB, n *harness.Node, count int) sequentialResult {
+	var r sequentialResult
+	timelines := map[float64]string{}
+	// The first pod makes the bridge and warms caches.
+	for i := range count + 1 {
+		name := fmt.Sprintf("one-%d", i)
+		start := time.Now()
+		n.WriteManifest(name+".yaml", pod(name))
+		waitReady(t, n, 1, 2*time.Millisecond)
+		ready := milliseconds(time.Since(start))
+		timeline := n.Explain("default", name)
+		start = time.Now()
+		n.RemoveManifest(name + ".yaml")
+		waitReady(t, n, 0, 2*time.Millisecond)
+		if i == 0 {
+			continue
+		}
+		r.ready = append(r.ready, ready)
+		r.gone = append(r.gone, milliseconds(time.Since(start)))
+		timelines[ready] = timeline
+	}
+	slices.Sort(r.ready)
+	slices.Sort(r.gone)
+	r.timeline = timelines[r.ready[len(r.ready)/2]]
+	return r
+}
+
+func (r sequentialResult) print(bare float64) {
+	p50 := percentile(r.ready, 50)
+	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  = %.2f × bare (goal ≤ 2.00)\n",
+		fmt.Sprintf("pod created → Ready, %d one at a time, p50", len(r.ready)), p50, percentile(r.ready, 90), percentile(r.ready, 99), p50/bare)
+	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  (goal ≤ 100)\n", "pod deleted → gone, p50",
+		percentile(r.gone, 50), percentile(r.gone, 90), percentile(r.gone, 99))
+}
+
+type burstResult struct {
+	count   int
+	seconds float64
+}
+
+func measureBurst(t harness.TB, n *harness.Node, count int) burstResult {
+	start := time.Now()
+	n.WriteManifest("burst.yaml", deployment("burst", count))
+	waitReady(t, n, count, 20*time.Millisecond)
+	return burstResult{count, time.Since(start).Seconds()}
+}
+
+func (r burstResult) print() {
+	fmt.Printf("%-44s %8.2f s   %.1f pods/s (goal ≤ 4.00 s for 100)\n", fmt.Sprintf("burst of %d pods, all Ready", r.count), r.seconds, float64(r.count)/r.seconds)
+}
+
+// waitReady polls, since a file has no resource version to watch from. The
+// interval is part of what is measured.
+func waitReady(t harness.TB, n *harness.Node, want int, interval time.Duration) {
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		pods, err := n.TryPods()
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		ready := 0
+		for _, p := range pods {
+			if harness.Ready(p) {
+				ready++
+			}
+		}
+		if ready == want && len(pods) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d pods, %d of them ready, want %d; %s", len(pods), ready, want, first(pods))
+		}
+		time.Sleep(interval)
+	}
+}
+
+func first(pods []corev1.Pod) string {
+	for _, p := range pods {
+		if !harness.Ready(p) {
+			return harness.Summary(p)
+		}
+	}
+	return ""
+}
+
+func pod(name string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n  terminationGracePeriodSeconds: 5\n  containers:\n  - {name: main, image: %s, command: %s}\n",
+		name, harness.Busybox, quoted())
+}
+
+func deployment(name string, replicas int) string {
+	return fmt.Sprintf("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: %[1]s}\nspec:\n  replicas: %[2]d\n  selector: {matchLabels: {app: %[1]s}}\n"+
+		"  template:\n    metadata: {labels: {app: %[1]s}}\n    spec:\n      terminationGracePeriodSeconds: 5\n      containers:\n      - {name: main, image: %[3]s, command: %[4]s}\n",
+		name, replicas, harness.Busybox, quoted())
+}
+
+func quoted() string {
+	var parts []string
+	for _, c := range command {
+		parts = append(parts, "'"+c+"'")
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
+}
+
+func percentile(sorted []float64, p int) float64 {
+	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
