@@ -143,22 +143,6 @@ func (h *Host) SetStamp(br Bridge, stamp string) error {
 	return nil
 }
 
-// Remove deletes the bridge called name. An absent one is no error.
-func (h *Host) Remove(name string) error {
-	br, err := h.Find(name)
-	if IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, Index: br.Index}}
-	if err := h.nl.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("delete bridge %s: %w", name, err)
-	}
-	return nil
-}
-
 // IsNotFound tells whether err says that a link does not exist.
 func IsNotFound(err error) bool {
 	var notFound netlink.LinkNotFoundError

@@ -97,17 +97,46 @@ func (c *call) setUpNetwork(ctx context.Context) (bridge.Bridge, error) {
 	if err != nil {
 		return bridge.Bridge{}, err
 	}
-	if c.net.ipMasq {
-		backend, err := c.masqBackend()
-		if err != nil {
-			return bridge.Bridge{}, fmt.Errorf("ipMasq: %w", err)
-		}
-		if err := backend.Ensure(ctx, c.masqNetwork()); err != nil {
-			return bridge.Bridge{}, err
-		}
-		failpoint.Hit("cni/masq-made")
+	if err := c.setUpMasquerade(ctx); err != nil {
+		return bridge.Bridge{}, fmt.Errorf("ipMasq: %w", err)
 	}
+	failpoint.Hit("cni/masq-made")
 	return br, c.host.SetStamp(br, c.stamp())
+}
+
+// setUpMasquerade installs the rules of the network, or removes those of an
+// earlier configuration that wanted them.
+func (c *call) setUpMasquerade(ctx context.Context) error {
+	if !c.net.ipMasq {
+		if _, err := choose(c.net.ipMasqBackend); err != nil {
+			return nil // no packet filter, no rules
+		}
+		present, err := c.masqPresent(ctx)
+		if err != nil || !present {
+			return err
+		}
+	}
+	backend, err := c.masqBackend()
+	if err != nil {
+		return err
+	}
+	if !c.net.ipMasq {
+		return backend.Remove(ctx, c.masqNetwork())
+	}
+	return backend.Ensure(ctx, c.masqNetwork())
+}
+
+// masqPresent tells whether the network has masquerade rules. With nftables it
+// runs no program.
+func (c *call) masqPresent(ctx context.Context) (bool, error) {
+	backend, err := choose(c.net.ipMasqBackend)
+	if err != nil {
+		return false, err
+	}
+	if backend == netfilter.IPTables {
+		return masq.NewIPTables().Present(ctx, c.masqNetwork())
+	}
+	return masq.NewNFTables(nil).Present(ctx, c.masqNetwork())
 }
 
 func (c *call) masqNetwork() masq.Network {

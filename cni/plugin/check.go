@@ -9,8 +9,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/berth-io/berth/cni/bridge"
-	"github.com/berth-io/berth/cni/masq"
-	"github.com/berth-io/berth/cni/netfilter"
 )
 
 // check compares what exists with what ADD has reported, and repairs what pods
@@ -79,33 +77,19 @@ func (c *call) status(ctx context.Context) error {
 	if err != nil {
 		return unavailable(err)
 	}
-	present, err := c.masqPresent(ctx)
-	if err != nil {
-		return unavailable(err)
+	intact := br.Up
+	if c.net.ipMasq && intact {
+		if intact, err = c.masqPresent(ctx); err != nil {
+			return unavailable(err)
+		}
 	}
-	if present && br.Up {
+	if intact {
 		return nil
 	}
 	if _, err := c.setUpNetwork(ctx); err != nil {
 		return unavailable(err)
 	}
 	return nil
-}
-
-// masqPresent tells whether the masquerade rules of the network are there.
-func (c *call) masqPresent(ctx context.Context) (bool, error) {
-	if !c.net.ipMasq {
-		return true, nil
-	}
-	backend, err := choose(c.net.ipMasqBackend)
-	if err != nil {
-		return false, err
-	}
-	if backend == netfilter.IPTables {
-		return masq.NewIPTables().Present(ctx, c.masqNetwork())
-	}
-	// Needs no nft, so none is opened.
-	return masq.NewNFTables(nil).Present(ctx, c.masqNetwork())
 }
 
 // unavailable is the error of STATUS by which the runtime holds pods back.
