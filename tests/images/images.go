@@ -152,17 +152,21 @@ func (b *Builder) program(t *tree, name string) error {
 	if err := t.host("usr/bin/"+name, path); err != nil {
 		return err
 	}
-	ldd := exec.Command("ldd", path)
-	var libs []string
-	if b.Debs != "" {
-		libs, _ = filepath.Glob(filepath.Join(b.Debs, "usr/lib/*-linux-gnu")) // the only error is a bad pattern
+	debs, err := filepath.Abs(b.Debs) // ldd prints paths as they are given to it
+	if err != nil {
+		return err
 	}
+	libs, err := filepath.Glob(filepath.Join(debs, "usr/lib/*-linux-gnu"))
+	if err != nil {
+		return err
+	}
+	ldd := exec.Command("ldd", path)
 	ldd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"))
 	out, err := ldd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ldd %s: %w: %s", path, err, out)
 	}
-	return addLibraries(t, out, b.Debs)
+	return addLibraries(t, out, debs)
 }
 
 func (b *Builder) find(name string) (string, error) {
