@@ -118,7 +118,7 @@ func Load(path string) (Config, error) {
 	if err := c.setDefaults(); err != nil {
 		return c, err
 	}
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
 	return c, nil
@@ -212,7 +212,8 @@ func exists(path string) bool {
 	return err == nil
 }
 
-func (c *Config) validate() error {
+// Validate checks what can be checked without the host; an error names the key.
+func (c *Config) Validate() error {
 	var errs []error
 	reject := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))

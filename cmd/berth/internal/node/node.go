@@ -1,0 +1,165 @@
+// Package node is the daemon: it wires the roles of this host together and
+// runs them. Roles talk to each other through their public seams only (CRI,
+// CNI), so a role that runs elsewhere is a role less here.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/berth-io/berth/agent"
+	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/cmd/berth/internal/config"
+	"github.com/berth-io/berth/cni/plugin"
+	"github.com/berth-io/berth/cri"
+	"github.com/berth-io/berth/cri/image"
+	"github.com/berth-io/berth/cri/network"
+	"github.com/berth-io/berth/systemd/notify"
+)
+
+// gcPercent trades a little CPU for a smaller heap: the daemon's garbage is
+// short-lived, and its memory is what pods cannot have.
+const gcPercent = 50
+
+// Run runs the roles until ctx ends. Pods run on without it.
+func Run(ctx context.Context, c config.Config, version string, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return errors.New("the node makes namespaces, mounts and cgroups: it must run as root")
+	}
+	debug.SetGCPercent(gcPercent)
+	group, ctx := errgroup.WithContext(ctx)
+	if c.Has(config.RoleNetwork) {
+		if err := configureNetwork(c); err != nil {
+			return err
+		}
+	}
+	if c.Has(config.RoleCRI) {
+		runtime, err := newRuntime(ctx, c, version, log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return named("runtime", runtime.Run(ctx)) })
+	}
+	if c.Has(config.RoleAgent) {
+		a, err := newAgent(c, log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return named("agent", a.Run(ctx)) })
+		group.Go(func() error { return ready(ctx, a.InControl(), c, log) })
+	} else if err := notify.Ready("serving " + strings.Join(c.Roles, ", ")); err != nil {
+		return err
+	}
+	group.Go(func() error { return notify.Watchdog(ctx, alive(c)) })
+	err := group.Wait()
+	if stopErr := notify.Stopping(); stopErr != nil {
+		log.Warn("the service manager does not know that the node stops", "err", stopErr)
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func newRuntime(ctx context.Context, c config.Config, version string, log *slog.Logger) (*cri.Runtime, error) {
+	cniPlugins := map[string]network.Plugin{}
+	if c.Has(config.RoleNetwork) {
+		cniPlugins[plugin.Type] = plugin.New(plugin.Config{}).Handle
+	}
+	r, err := cri.New(ctx, cri.Config{
+		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
+		RuntimeBinary: c.RuntimeBinary, CgroupDriver: c.CgroupDriver, Version: version,
+		Network: network.Config{
+			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
+			Plugins: cniPlugins, Logger: log,
+		},
+		Image: image.Config{
+			Root: filepath.Join(c.RootDir, "images"), CertsDirs: c.CertsDirs, Log: log,
+		},
+		Logger: log,
+	})
+	if err != nil {
+		return nil, named("runtime", err)
+	}
+	return r, nil
+}
+
+func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {
+	host, err := podNode(c)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	memory := host.Allocatable.Memory().Value()
+	cpus := int(host.Allocatable.Cpu().Value())
+	a, err := agent.New(agent.Config{
+		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
+		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
+		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
+		Cgroups: qos.Config{Root: c.CgroupRoot, Driver: qos.Driver(c.CgroupDriver), CPUs: cpus, MemoryBytes: memory},
+		BootID:  boot, Log: log,
+	})
+	if err != nil {
+		return nil, named("agent", err)
+	}
+	return a, nil
+}
+
+// ready tells the service manager once every pod has its worker again.
+func ready(ctx context.Context, inControl <-chan struct{}, c config.Config, log *slog.Logger) error {
+	start := time.Now()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-inControl:
+	}
+	log.Info("in control", "node", c.NodeName, "took", time.Since(start).Round(time.Millisecond))
+	// What starting needed, pods can have.
+	debug.FreeOSMemory()
+	return notify.Ready("in control of " + c.NodeName)
+}
+
+// alive asks the daemon's own API, as a user would: a hung daemon does not
+// answer.
+func alive(c config.Config) func(context.Context) error {
+	if !c.Has(config.RoleAgent) {
+		return func(context.Context) error { return nil }
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", c.APISocket)
+		},
+	}}
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://berth/healthz", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+}
+
+func named(role string, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", role, err)
+}
