@@ -139,3 +139,16 @@ func ignoreGone(err error) error {
 	}
 	return err
 }
+
+// RemoveEmpty removes the cgroup wherever it has no processes and no children,
+// and says where it has.
+func (t *Tree) RemoveEmpty(path string) error {
+	if err := check(path); err != nil {
+		return err
+	}
+	var errs []error
+	for _, root := range t.roots {
+		errs = append(errs, ignoreGone(unix.Rmdir(filepath.Join(root, path))))
+	}
+	return errors.Join(errs...)
+}

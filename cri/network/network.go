@@ -31,6 +31,8 @@ type Config struct {
 	Timeout  time.Duration     // bound on one setup or teardown; 0 means 2 minutes
 	Logger   *slog.Logger      // nil: discarded
 	Plugins  map[string]Plugin // in-process plugins by type
+	// Default is the configuration used while ConfDir has none; may be empty.
+	Default []byte
 }
 
 // Network runs the first network configuration of a directory.
@@ -63,7 +65,7 @@ func New(cfg Config) *Network {
 // none, the last good one stays: a half-written file must not take the network
 // from the node.
 func (n *Network) reload() {
-	list, err := firstList(n.cfg.ConfDir)
+	list, err := n.load()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err != nil {
@@ -79,6 +81,16 @@ func (n *Network) reload() {
 		n.cfg.Logger.Info("network configured", "network", list.Name, "cniVersion", list.CNIVersion)
 	}
 	n.list, n.err = list, nil
+}
+
+func (n *Network) load() (*libcni.NetworkConfigList, error) {
+	list, err := firstList(n.cfg.ConfDir)
+	if errors.Is(err, ErrNoNetwork) && len(n.cfg.Default) > 0 {
+		if list, err = libcni.NetworkConfFromBytes(n.cfg.Default); err != nil {
+			return nil, fmt.Errorf("default network configuration: %w", err)
+		}
+	}
+	return list, err
 }
 
 func firstList(dir string) (*libcni.NetworkConfigList, error) {

@@ -203,6 +203,21 @@ func TestStatusSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestTheDefaultIsUsedWhileTheDirectoryHasNoNetwork(t *testing.T) {
+	r := &recorder{}
+	n, conf := newNetwork(t, r)
+	n.cfg.Default = []byte(strings.Replace(conflist, `"pods"`, `"default"`, 1))
+	if n.reload(); n.Name() != "pods" {
+		t.Errorf("with a file: %s", n.Name())
+	}
+	if err := os.Remove(filepath.Join(conf, "10-pods.conflist")); err != nil {
+		t.Fatal(err)
+	}
+	if n.reload(); n.Name() != "default" {
+		t.Errorf("without: %s", n.Name())
+	}
+}
+
 func TestRunSeesANewConfiguration(t *testing.T) {
 	r := &recorder{}
 	n, conf := newNetwork(t, r)

@@ -133,7 +133,8 @@ func TestABadRecordIsMovedAsideAndTheOthersAreLoaded(t *testing.T) {
 		"stolen name":   `{"id":"bad","sandbox":"s","name":"name-a1","config":{"metadata":{}},"state":"created"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
+			base := t.TempDir()
+			dir := filepath.Join(base, "containers")
 			table, _ := open(t, dir)
 			if err := table.Add(container("a1")); err != nil {
 				t.Fatal(err)
@@ -146,7 +147,7 @@ func TestABadRecordIsMovedAsideAndTheOthersAreLoaded(t *testing.T) {
 				t.Fatal(err)
 			}
 			again, bad := open(t, dir)
-			if len(bad) != 1 || bad[0].ID != "bad" || bad[0].Moved != path+".corrupt" || bad[0].Err == nil {
+			if len(bad) != 1 || bad[0].ID != "bad" || bad[0].Moved != filepath.Join(base, "corrupt", "bad-"+ContainerFile) || bad[0].Err == nil {
 				t.Errorf("bad records: %+v", bad)
 			}
 			if _, ok := again.Get("a1"); !ok {

@@ -58,8 +58,8 @@ type Bad struct {
 }
 
 // Open loads every record below dir. An unreadable record is moved to
-// FILE.corrupt beside its old place, so that it is reported once and its
-// directory, which is named for its ID, tells the caller what to clean up.
+// DIR/../corrupt/ID-FILE, so that it is reported once and kept for whoever
+// wants to know; its directory becomes an orphan, for the caller to clean up.
 func Open[T Record](dir, file string) (*Table[T], []Bad, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, nil, fmt.Errorf("create the record directory: %w", err)
@@ -83,9 +83,9 @@ func Open[T Record](dir, file string) (*Table[T], []Bad, error) {
 			err = fmt.Errorf("the name %s is also that of %s", r.Label(), t.names[r.Label()])
 		}
 		if err != nil {
-			aside := path + ".corrupt"
-			if renameErr := os.Rename(path, aside); renameErr != nil {
-				return nil, nil, fmt.Errorf("move the unreadable record %s aside: %w", path, renameErr)
+			aside, moveErr := moveAside(dir, path, e.Name()+"-"+file)
+			if moveErr != nil {
+				return nil, nil, moveErr
 			}
 			bad = append(bad, Bad{ID: e.Name(), Moved: aside, Err: err})
 			continue
@@ -94,6 +94,17 @@ func Open[T Record](dir, file string) (*Table[T], []Bad, error) {
 		t.names[r.Label()] = r.Key()
 	}
 	return t, bad, nil
+}
+
+func moveAside(dir, path, name string) (string, error) {
+	aside := filepath.Join(filepath.Dir(filepath.Clean(dir)), "corrupt", name)
+	if err := os.MkdirAll(filepath.Dir(aside), 0o700); err != nil {
+		return "", fmt.Errorf("create the directory for unreadable records: %w", err)
+	}
+	if err := os.Rename(path, aside); err != nil {
+		return "", fmt.Errorf("move the unreadable record %s aside: %w", path, err)
+	}
+	return aside, nil
 }
 
 func load[T Record](path, id string) (T, error) {

@@ -1,0 +1,106 @@
+package spec
+
+import (
+	"encoding/json"
+	"path"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
+	const meta = `"metadata":{"name":"n","namespace":"d","uid":"u"}`
+	for _, c := range []struct{ sandbox, want string }{
+		{`{}`, "config.metadata: it is missing"},
+		{`{"metadata":{"namespace":"d","uid":"u"}}`, "config.metadata.name: it is empty"},
+		{`{"metadata":{"name":"n","uid":"u"}}`, "config.metadata.namespace: it is empty"},
+		{`{"metadata":{"name":"n","namespace":"d"}}`, "config.metadata.uid: it is empty"},
+		{`{` + meta + `,"log_directory":"logs"}`, `config.log_directory: "logs" is not absolute`},
+		{`{` + meta + `,"hostname":"` + strings.Repeat("h", 65) + `"}`, "config.hostname: "},
+		{`{` + meta + `,"linux":{"cgroup_parent":"/a/../.."}}`, "config.linux.cgroup_parent: "},
+		{`{` + meta + `,"port_mappings":[{"host_port":70000}]}`, "config.port_mappings: "},
+		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"network":1}}}}`, "config.linux.security_context.namespace_options.network: "},
+		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"ipc":3}}}}`, "config.linux.security_context.namespace_options.ipc: "},
+		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"userns_options":{"mode":0}}}}}`, "config.linux.security_context.namespace_options.userns_options: user namespaces are not supported"},
+		{`{` + meta + `}`, ""},
+	} {
+		var config runtimeapi.PodSandboxConfig
+		if err := json.Unmarshal([]byte(c.sandbox), &config); err != nil {
+			t.Fatal(err)
+		}
+		check(t, c.sandbox, ValidateSandbox(&config), c.want)
+	}
+	const base = `"metadata":{"name":"n"},"image":{"image":"i"}`
+	for _, c := range []struct{ container, want string }{
+		{`{}`, "config.metadata: it is missing"},
+		{`{"metadata":{},"image":{"image":"i"}}`, "config.metadata.name: it is empty"},
+		{`{"metadata":{"name":"n"}}`, "config.image.image: it is empty"},
+		{`{` + base + `,"CDI_devices":[{"name":"a=b"}]}`, "config.CDI_devices: CDI is not supported"},
+		{`{` + base + `,"linux":{"security_context":{"privileged":true}}}`, "config.linux.security_context.privileged: the pod was not created privileged"},
+		{`{` + base + `,"linux":{"security_context":{"run_as_user":{"value":1},"run_as_username":"a"}}}`, "config.linux.security_context.run_as_username: "},
+		{`{` + base + `,"linux":{"security_context":{"namespace_options":{"pid":3}}}}`, "config.linux.security_context.namespace_options.target_id: it is empty"},
+		{`{` + base + `,"log_path":"../../etc/x"}`, "config.log_path: "},
+		{`{` + base + `,"envs":[{"key":"A=B"}]}`, "config.envs: "},
+		{`{` + base + `,"mounts":[{"container_path":"/","host_path":"/a"}]}`, "config.mounts: "},
+		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"b"}]}`, "config.mounts[/a].host_path: "},
+		{`{` + base + `,"mounts":[{"container_path":"/a","image":{"image":"i"}}]}`, "config.mounts[/a].image: image volumes are not supported"},
+		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"/b","uidMappings":[{}]}]}`, "config.mounts[/a].uidMappings: "},
+		{`{` + base + `,"devices":[{"container_path":"/dev/a","host_path":"a"}]}`, "config.devices: "},
+		{`{` + base + `,"devices":[{"container_path":"/dev/a","host_path":"/dev/a","permissions":"rx"}]}`, "config.devices: permissions"},
+		{`{` + base + `,"log_path":"n/0.log"}`, ""},
+	} {
+		var config runtimeapi.ContainerConfig
+		if err := json.Unmarshal([]byte(c.container), &config); err != nil {
+			t.Fatal(err)
+		}
+		pod := &runtimeapi.PodSandboxConfig{LogDirectory: "/var/log/pods/p"}
+		check(t, c.container, ValidateContainer(&config, pod), c.want)
+	}
+}
+
+func check(t *testing.T, input string, err error, want string) {
+	t.Helper()
+	switch {
+	case want == "" && err != nil:
+		t.Errorf("%s: refused: %v", input, err)
+	case want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)):
+		t.Errorf("%s: got %v, want %s", input, err, want)
+	}
+}
+
+// FuzzRequestsAreRefusedOrBuilt feeds configurations in the JSON that crictl
+// takes them in: whatever passes the validation is built or refused, its log
+// stays in the pod's directory, and no mount is on the root.
+func FuzzRequestsAreRefusedOrBuilt(f *testing.F) {
+	f.Add(`{"metadata":{"name":"n","namespace":"d","uid":"u"},"log_directory":"/logs"}`,
+		`{"metadata":{"name":"n"},"image":{"image":"i"},"command":["/x"],"log_path":"a/0.log","mounts":[{"container_path":"/a","host_path":"/b"}]}`, "redis:logs", "root:x:0:0:::")
+	f.Add(`{"metadata":{"name":"n","namespace":"d","uid":"u"}}`,
+		`{"metadata":{"name":"n"},"image":{"image":"i"},"linux":{"resources":{"oom_score_adj":-2000},"security_context":{"run_as_user":{"value":-1}}}}`, "1:2", "")
+	f.Fuzz(func(t *testing.T, pod, container, imageUser, passwd string) {
+		in := testInput()
+		in.Sandbox, in.Container = &runtimeapi.PodSandboxConfig{}, &runtimeapi.ContainerConfig{}
+		if json.Unmarshal([]byte(pod), in.Sandbox) != nil || json.Unmarshal([]byte(container), in.Container) != nil {
+			return
+		}
+		if ValidateSandbox(in.Sandbox) != nil || ValidateContainer(in.Container, in.Sandbox) != nil {
+			return
+		}
+		if dir, p := in.Sandbox.GetLogDirectory(), in.Container.GetLogPath(); dir != "" && p != "" {
+			if full := path.Join(dir, p); full != path.Clean(dir) && !strings.HasPrefix(full, strings.TrimSuffix(path.Clean(dir), "/")+"/") {
+				t.Errorf("the log is %s, outside %s", full, dir)
+			}
+		}
+		for _, m := range in.Container.GetMounts() {
+			if path.Clean(m.GetContainerPath()) == "/" {
+				t.Errorf("mount on the root: %v", m)
+			}
+			in.Mounts = append(in.Mounts, Mount{Source: m.GetHostPath(), Destination: m.GetContainerPath(), Propagation: m.GetPropagation()})
+		}
+		in.Image.User, in.Accounts = imageUser, Accounts{Passwd: []byte(passwd), Group: []byte(passwd)}
+		s, user, err := Build(in, testHost())
+		if err == nil && (len(s.Process.Args) == 0 || user.Uid < 0 || user.Gid < 0) {
+			t.Errorf("built %+v for %v", s.Process, user)
+		}
+	})
+}
