@@ -73,3 +73,13 @@ func process(pid int) (Process, error) {
 		Args:    strings.ReplaceAll(string(args), "\x00", " "),
 	}, nil
 }
+
+// OpenFiles counts the daemon's open file descriptors.
+func (n *Node) OpenFiles() int {
+	n.t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.Pid()))
+	if err != nil {
+		n.t.Fatalf("open files of the daemon: %v", err)
+	}
+	return len(fds)
+}

@@ -25,6 +25,7 @@ func TestHundredPodsOutliveTheDaemon(t *testing.T) {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
 	n := harness.StartNode(t, harness.Options{})
+	empty := n.OpenFiles()
 	var b strings.Builder
 	for i := range pods {
 		fmt.Fprintf(&b, `---
@@ -90,6 +91,10 @@ spec:
 	n.RemoveAll()
 	t.Logf("%d pods gone after %.1f s", pods, time.Since(start).Seconds())
 	n.CheckNothingLeft()
+	// Connections of ours and of its own to its sockets come and go.
+	if files := n.OpenFiles(); files > empty+20 {
+		t.Errorf("the daemon has %d open files without pods, %d before it had any", files, empty)
+	}
 }
 
 func allReady(n *harness.Node) string {
