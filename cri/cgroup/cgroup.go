@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,11 +58,54 @@ func (t *Tree) Ensure(path string) (created bool, err error) {
 			created = false
 			continue
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		if err := makeAll(root, path); err != nil {
 			return false, fmt.Errorf("create the cgroup %s: %w", path, err)
 		}
 	}
 	return created, nil
+}
+
+// Dirs are the directories of a cgroup, one per hierarchy.
+func (t *Tree) Dirs(path string) []string {
+	var dirs []string
+	for _, root := range t.roots {
+		dirs = append(dirs, filepath.Join(root, path))
+	}
+	return dirs
+}
+
+// makeAll makes a cgroup and its parents. A cpuset of version 1 takes no
+// process before it has CPUs and memory nodes: a new one gets its parent's.
+func makeAll(root, path string) error {
+	dir := root
+	for _, name := range strings.Split(strings.Trim(filepath.Clean("/"+path), "/"), "/") {
+		parent := dir
+		dir = filepath.Join(dir, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if filepath.Base(root) != "cpuset" {
+			continue
+		}
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if err := inherit(filepath.Join(parent, file), filepath.Join(dir, file)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func inherit(from, to string) error {
+	has, err := os.ReadFile(to)
+	if err != nil || len(bytes.TrimSpace(has)) > 0 {
+		return err
+	}
+	value, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, value, 0)
 }
 
 // Kill sends SIGKILL to every process in the cgroup and below it.
@@ -87,11 +131,21 @@ func (t *Tree) Kill(path string) error {
 	})
 }
 
+// removeTimeout is how long Remove waits for processes that are on their way
+// out: the kernel takes one from its cgroup after its parent has seen the end.
+const removeTimeout = time.Second
+
 // Remove removes the cgroup and those below it. Processes still in it are an
 // error, and so is nothing else: it is idempotent.
 func (t *Tree) Remove(path string) error {
+	deadline := time.Now().Add(removeTimeout)
 	return t.each(path, func(dir string) error {
-		if err := ignoreGone(unix.Rmdir(dir)); err != nil {
+		err := unix.Rmdir(dir)
+		for errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
+			time.Sleep(5 * time.Millisecond)
+			err = unix.Rmdir(dir)
+		}
+		if err := ignoreGone(err); err != nil {
 			return fmt.Errorf("remove the cgroup %s: %w", dir, err)
 		}
 		return nil

@@ -38,16 +38,10 @@ func TestACgroupIsMadeKilledAndRemovedInEveryHierarchy(t *testing.T) {
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
 	}
-	moved := false
-	for _, root := range tree.roots {
-		procs := filepath.Join(root, path, "pod", "cgroup.procs")
-		if os.WriteFile(procs, []byte(strconv.Itoa(sleep.Process.Pid)), 0) == nil {
-			moved = true // an unprepared cpuset refuses
+	for _, dir := range tree.Dirs(path + "/pod") {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(sleep.Process.Pid)), 0); err != nil {
+			t.Error(err)
 		}
-	}
-	if !moved {
-		_ = sleep.Process.Kill()
-		t.Fatal("no hierarchy takes a process")
 	}
 	if err := tree.Kill(path); err != nil {
 		t.Error(err)

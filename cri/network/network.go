@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -113,13 +114,15 @@ func firstList(dir string) (*libcni.NetworkConfigList, error) {
 	return nil, errors.Join(errs...)
 }
 
+// loadList also takes the older files with one plugin and no list, which are
+// still found on nodes.
 func loadList(file string) (*libcni.NetworkConfigList, error) {
 	if filepath.Ext(file) != ".conflist" {
-		conf, err := libcni.ConfFromFile(file)
+		data, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		return libcni.ConfListFromConf(conf)
+		return listOfOne(data)
 	}
 	list, err := libcni.NetworkConfFromFile(file)
 	if err != nil {
@@ -129,6 +132,23 @@ func loadList(file string) (*libcni.NetworkConfigList, error) {
 		return nil, errors.New("it names no plugins")
 	}
 	return list, nil
+}
+
+func listOfOne(plugin []byte) (*libcni.NetworkConfigList, error) {
+	var head struct {
+		CNIVersion string `json:"cniVersion"`
+		Name       string `json:"name"`
+	}
+	if err := json.Unmarshal(plugin, &head); err != nil {
+		return nil, err
+	}
+	list, err := json.Marshal(map[string]any{
+		"cniVersion": head.CNIVersion, "name": head.Name, "plugins": []json.RawMessage{plugin},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(list)
 }
 
 func (n *Network) current() (*libcni.NetworkConfigList, error) {

@@ -203,6 +203,15 @@ func TestStatusSaysWhatIsMissing(t *testing.T) {
 	}
 }
 
+func TestAFileWithOnePluginIsAList(t *testing.T) {
+	r := &recorder{}
+	n, conf := newNetwork(t, r)
+	write(t, filepath.Join(conf, "00-old.conf"), `{"cniVersion":"0.3.1","name":"old","type":"own"}`)
+	if n.reload(); n.Name() != "old" {
+		t.Errorf("network is %q", n.Name())
+	}
+}
+
 func TestTheDefaultIsUsedWhileTheDirectoryHasNoNetwork(t *testing.T) {
 	r := &recorder{}
 	n, conf := newNetwork(t, r)

@@ -41,16 +41,14 @@ const (
 
 // Container is the record of one container.
 type Container struct {
-	ID        string                      `json:"id"`
-	SandboxID string                      `json:"sandbox"`
-	Name      string                      `json:"name"` // NAME_ATTEMPT_SANDBOX
-	Config    *runtimeapi.ContainerConfig `json:"config"`
-	ImageID   string                      `json:"imageID"`
-	ImageRef  string                      `json:"imageRef"` // NAME@DIGEST where the image has one, else its ID
-	ChainID   string                      `json:"chainID"`
-	LogPath   string                      `json:"logPath,omitempty"`
-	// Mounts are those of the CRI request as they were made.
-	Mounts     []*runtimeapi.Mount                 `json:"mounts,omitempty"`
+	ID         string                              `json:"id"`
+	SandboxID  string                              `json:"sandbox"`
+	Name       string                              `json:"name"` // NAME_ATTEMPT_SANDBOX
+	Config     *runtimeapi.ContainerConfig         `json:"config"`
+	ImageID    string                              `json:"imageID"`
+	ImageRef   string                              `json:"imageRef"` // NAME@DIGEST where the image has one, else its ID
+	ChainID    string                              `json:"chainID"`
+	LogPath    string                              `json:"logPath,omitempty"`
 	Resources  *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 	User       *runtimeapi.LinuxContainerUser      `json:"user,omitempty"`
 	StopSignal string                              `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
