@@ -1,0 +1,151 @@
+// Package cgroup reads what the shim must know of a container's cgroup: its
+// processes and its OOM kills. The runtime makes and removes the cgroup.
+package cgroup
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+const root = "/sys/fs/cgroup"
+
+// Group is the cgroup of one container. The zero Group has no processes and
+// no OOM kills: a container that has no cgroup to itself.
+type Group struct {
+	// Dir lists the container's processes. Empty: unknown.
+	Dir string
+	// memory holds the OOM counter: memory.events in version 2,
+	// memory.oom_control in version 1.
+	memory string
+}
+
+// Of finds the cgroup of container id from its init process, or, when that
+// has ended already, from the bundle's config.json. A cgroup whose last
+// element does not name the container may be shared with others: it is not
+// taken for the container's.
+func Of(id string, pid int, bundle string) Group {
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err == nil {
+		if g := parse(string(text), id, isUnified()); g.Dir != "" {
+			return g
+		}
+	}
+	path := configured(bundle)
+	if !strings.Contains(filepath.Base(path), id) || !filepath.IsAbs(path) {
+		return Group{}
+	}
+	if isUnified() {
+		return groupAt(filepath.Join(root, path))
+	}
+	return groupAt(filepath.Join(root, "memory", path))
+}
+
+func isUnified() bool {
+	_, err := os.Stat(root + "/cgroup.controllers")
+	return err == nil
+}
+
+// parse reads /proc/PID/cgroup. On a version 1 or hybrid host the memory
+// controller's hierarchy has both the processes and the counter.
+func parse(text, id string, unified bool) Group {
+	for line := range strings.Lines(text) {
+		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(fields) != 3 || !strings.Contains(filepath.Base(fields[2]), id) {
+			continue
+		}
+		controllers, path := fields[1], fields[2]
+		switch {
+		case unified && controllers == "":
+			return groupAt(filepath.Join(root, path))
+		case !unified && controllers == "memory":
+			return groupAt(filepath.Join(root, "memory", path))
+		}
+	}
+	return Group{}
+}
+
+func groupAt(dir string) Group {
+	g := Group{Dir: dir, memory: filepath.Join(dir, "memory.events")}
+	if _, err := os.Stat(g.memory); err != nil {
+		g.memory = filepath.Join(dir, "memory.oom_control")
+	}
+	return g
+}
+
+func configured(bundle string) string {
+	text, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return ""
+	}
+	var config struct {
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
+	if json.Unmarshal(text, &config) != nil {
+		return ""
+	}
+	return config.Linux.CgroupsPath
+}
+
+// OOMKills is how many of the container's processes the kernel has killed for
+// want of memory. The counters have one format in both versions.
+func (g Group) OOMKills() int64 {
+	if g.memory == "" {
+		return 0
+	}
+	text, err := os.ReadFile(g.memory)
+	if err != nil {
+		return 0 // no memory controller, or the cgroup has gone
+	}
+	for line := range bytes.Lines(text) {
+		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+			n, _ := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// Processes lists the container's processes in the host's pid namespace,
+// those in cgroups that it made itself included.
+func (g Group) Processes() ([]int, error) {
+	if g.Dir == "" {
+		return nil, nil
+	}
+	var pids []int
+	err := filepath.WalkDir(g.Dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			if os.IsNotExist(err) {
+				return nil
+			}
+			return err
+		}
+		if !entry.IsDir() {
+			return nil
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		for field := range bytes.FieldsSeq(text) {
+			pid, err := strconv.Atoi(string(field))
+			if err != nil {
+				return fmt.Errorf("parse %s/cgroup.procs: %w", path, err)
+			}
+			if pid > 0 { // 0: a process outside our pid namespace
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list processes of cgroup %s: %w", g.Dir, err)
+	}
+	return pids, nil
+}
