@@ -2,7 +2,6 @@ package observed
 
 import (
 	"encoding/json"
-	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -98,9 +97,6 @@ type sandboxFacts struct {
 
 // assemble makes one observation of all that was found of a pod.
 func assemble(uid string, found []sandboxFacts, at time.Time) Pod {
-	if at.IsZero() {
-		at = time.Now()
-	}
 	p := Pod{UID: uid, At: at}
 	for _, f := range found {
 		p.Namespace, p.Name = f.sandbox.GetMetadata().GetNamespace(), f.sandbox.GetMetadata().GetName()
@@ -111,12 +107,6 @@ func assemble(uid string, found []sandboxFacts, at time.Time) Pod {
 	}
 	sortNewestFirst(&p)
 	return p
-}
-
-// same tells whether two observations say the same, whenever they were made.
-func same(a, b Pod) bool {
-	a.At, b.At = time.Time{}, time.Time{}
-	return reflect.DeepEqual(a, b)
 }
 
 // sortNewestFirst orders by creation, and by attempt where the clock was too

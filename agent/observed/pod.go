@@ -1,5 +1,5 @@
 // Package observed holds what the runtime says runs on this node: the third of
-// the agent's three stores, beside desired (agent/desired) and life cycle (a
+// the agent's three stores, beside desired (agent/source) and life cycle (a
 // pod's worker).
 //
 // It is fed by the CRI's event stream, by refreshes that workers ask for after
@@ -8,6 +8,7 @@
 package observed
 
 import (
+	"reflect"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,10 +19,22 @@ type Pod struct {
 	UID, Namespace, Name string
 	Sandboxes            []Sandbox   // newest first
 	Containers           []Container // newest first
-	// At is when the runtime was asked, in the runtime's clock: an observation
-	// never replaces one with a later At.
+	// At is when the runtime was asked: an observation never replaces one with
+	// a later At. It is in this process's monotonic clock, which nobody sets.
 	At time.Time
 }
+
+// Same tells whether two observations say the same, whenever they were made.
+func (p Pod) Same(o Pod) bool {
+	p.UID, p.At = o.UID, o.At
+	if p.gone() && o.gone() {
+		return true
+	}
+	return reflect.DeepEqual(p, o)
+}
+
+// gone tells whether the runtime knows nothing of the pod.
+func (p Pod) gone() bool { return len(p.Sandboxes) == 0 && len(p.Containers) == 0 }
 
 // Sandbox is one pod sandbox.
 type Sandbox struct {
