@@ -15,6 +15,7 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podlog"
 	"github.com/berth-io/berth/agent/qos"
 	"github.com/berth-io/berth/agent/status"
 	"github.com/berth-io/berth/agent/timeline"
@@ -102,7 +103,7 @@ func (w *Worker) terminationMessage(c *observed.Container) string {
 	if text != "" || c.ExitCode == 0 || c.LogPath == "" || !w.fallsBackToLogs(c.Name) {
 		return text
 	}
-	tail, err := logTail(c.LogPath)
+	tail, err := podlog.Tail(c.LogPath, 80, 2048)
 	if err != nil {
 		return "Error on reading termination message from logs: " + err.Error()
 	}
