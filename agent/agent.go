@@ -114,7 +114,7 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir}, a.source); err != nil {
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
 		return nil, err
 	}
 	a.actor = act.New(act.Parts{

@@ -126,10 +126,10 @@ func (e *environment) add(v v1.EnvVar) error {
 func (e *environment) resolve(from *v1.EnvVarSource) (value, source string, found bool, err error) {
 	switch {
 	case from.FieldRef != nil:
-		value, err = fieldValue(from.FieldRef, e.Container, e.node)
+		value, err = downwardValue(from, e.Container, e.node)
 		return value, from.FieldRef.FieldPath, true, err
 	case from.ResourceFieldRef != nil:
-		value, err = resourceValue(from.ResourceFieldRef, e.Pod, e.Container.Container, e.node.Allocatable)
+		value, err = downwardValue(from, e.Container, e.node)
 		return value, from.ResourceFieldRef.Resource, true, err
 	case from.ConfigMapKeyRef != nil:
 		ref := from.ConfigMapKeyRef
