@@ -176,7 +176,7 @@ func (s *server) handle(c *wire.Conn, m wire.Message) {
 	for _, fd := range answer.files {
 		_ = unix.Close(fd)
 	}
-	if answer.then != nil {
+	if err == nil && answer.then != nil {
 		answer.then()
 	}
 }
