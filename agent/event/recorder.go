@@ -4,7 +4,6 @@
 package event
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -44,6 +43,7 @@ type Recorder struct {
 	events []*v1.Event
 	file   *os.File
 	lines  int
+	named  int64 // the number in the newest event's name
 }
 
 // Open reads what was recorded before. A line that cannot be read, the torn
@@ -54,11 +54,9 @@ func Open(c Config) (*Recorder, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read recorded events: %w", err)
 	}
-	lines := bufio.NewScanner(bytes.NewReader(old))
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
+	for line := range bytes.Lines(old) {
 		var e v1.Event
-		if json.Unmarshal(lines.Bytes(), &e) == nil {
+		if json.Unmarshal(line, &e) == nil && e.Name != "" {
 			r.take(&e)
 		}
 	}
@@ -136,7 +134,10 @@ func (r *Recorder) record(ref v1.ObjectReference, eventType, reason, message str
 		if e.Namespace == "" {
 			e.Namespace = metav1.NamespaceDefault
 		}
-		e.Name = fmt.Sprintf("%s.%x", ref.Name, now.UnixNano())
+		// The time makes the name unique, as client-go does; one step on where
+		// the clock did not move or was set back.
+		r.named = max(r.named+1, now.UnixNano())
+		e.Name = fmt.Sprintf("%s.%x", ref.Name, r.named)
 		e.CreationTimestamp = now
 	}
 	e.Count++
