@@ -11,9 +11,11 @@ package act
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -138,11 +140,15 @@ func failed(reason string, err error) *Error {
 }
 
 // message is an error as the runtime said it, without gRPC's wrapping.
-func message(err error) string {
-	if s, ok := status.FromError(err); ok {
-		return s.Message()
+func message(err error) string { return plain(err).Error() }
+
+// plain takes gRPC's wrapping off an error of the runtime. Others stay what
+// they are.
+func plain(err error) error {
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return errors.New(s.GRPCStatus().Message())
 	}
-	return err.Error()
+	return err
 }
 
 // podDir is the kubelet's directory of a pod.
@@ -150,12 +156,33 @@ func (a *Actor) podDir(uid string) string {
 	return filepath.Join(a.config.Node.KubeletDir, "pods", uid)
 }
 
-// enter waits for one of the places that Config.Parallel bounds.
+// slow is when a call is no longer thought to be busy with the machine's cores
+// but to wait for something else.
+const slow = 5 * time.Second
+
+// enter waits for one of the places that Config.Parallel bounds. Who is slow
+// loses the place: a few calls that hang must not keep all other pods waiting.
 func (a *Actor) enter(ctx context.Context) (leave func(), err error) {
 	if err := a.starts.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
-	return func() { a.starts.Release(1) }, nil
+	release := sync.OnceFunc(func() { a.starts.Release(1) })
+	timer := time.AfterFunc(slow, release)
+	return func() { timer.Stop(); release() }, nil
+}
+
+// why tells who ended a call that did not work: its caller, whose error is
+// returned as it is, its deadline, or the one who was called.
+func why(caller, call context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case caller.Err() != nil:
+		return caller.Err()
+	case call.Err() != nil:
+		return context.Cause(call)
+	}
+	return err
 }
 
 // call bounds one call to the runtime.

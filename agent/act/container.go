@@ -37,6 +37,9 @@ func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContain
 		return err
 	}
 	config, err := a.containerConfig(ctx, pod, s, image)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		reason := "CreateContainerError"
 		var mistake *podspec.ConfigError
@@ -179,13 +182,17 @@ func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sand
 		return "", err
 	}
 	defer leave()
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
 	end := pod.Timeline.Begin(timeline.Create, s.Container.Name)
-	resp, err := a.Containers.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+	resp, err := a.Containers.CreateContainer(call, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: pod.Sandbox, Config: config, SandboxConfig: sandbox,
 	})
+	err = why(ctx, call, err)
 	end(err)
+	if err != nil && ctx.Err() != nil {
+		return "", err
+	}
 	if err != nil {
 		a.tell(pod, s, v1.EventTypeWarning, "Failed", "Error: %s", message(err))
 		return "", asError("CreateContainerError", err)
@@ -201,11 +208,15 @@ func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id st
 		return err
 	}
 	defer leave()
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
 	end := pod.Timeline.Begin(timeline.Start, s.Container.Name)
-	_, err = a.Containers.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+	_, err = a.Containers.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: id})
+	err = why(ctx, call, err)
 	end(err)
+	if err != nil && ctx.Err() != nil {
+		return err
+	}
 	if err != nil {
 		a.tell(pod, s, v1.EventTypeWarning, "Failed", "Error: %s", message(err))
 		return asError("RunContainerError", err)
@@ -251,10 +262,10 @@ func (a *Actor) RemoveContainer(ctx context.Context, pod *v1.Pod, c observed.Con
 		}
 	}
 	failpoint.Hit("agent/container-files-removed")
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
-	if _, err := a.Containers.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID}); err != nil {
-		return fmt.Errorf("remove container %s: %s", c.ID, message(err))
+	if _, err := a.Containers.RemoveContainer(call, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID}); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, plain(why(ctx, call, err)))
 	}
 	failpoint.Hit("agent/container-removed")
 	return nil

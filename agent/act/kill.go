@@ -30,15 +30,22 @@ type Target struct {
 	// Deadline is when the grace period ends. In the past: kill at once,
 	// without the preStop hook.
 	Deadline time.Time
+	// Again: it was being killed already, and was interrupted by a shorter
+	// grace period or failed. Its hook has had its run and the user was told.
+	Again bool
 }
 
 // Kill runs the preStop hook, waits for the container's turn, signals it, and
 // kills it when its grace is over. It returns when the container has ended.
 func (a *Actor) Kill(ctx context.Context, t Target, k plan.KillContainer, turn <-chan struct{}) error {
-	a.Events.Container(t.Pod.Pod, k.Name, t.Init, v1.EventTypeNormal, "Killing", "%s", k.Message)
+	if !t.Again {
+		a.Events.Container(t.Pod.Pod, k.Name, t.Init, v1.EventTypeNormal, "Killing", "%s", k.Message)
+	}
 	patient := time.Until(t.Deadline) > 0
 	if patient {
-		a.preStop(ctx, t)
+		if !t.Again {
+			a.preStop(ctx, t)
+		}
 		if err := await(ctx, turn, t.Deadline); err != nil {
 			return err
 		}
@@ -57,13 +64,13 @@ func (a *Actor) Kill(ctx context.Context, t Target, k plan.KillContainer, turn <
 }
 
 func (a *Actor) stop(ctx context.Context, id string, grace time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, grace+a.config.RuntimeTimeout,
+	call, cancel := context.WithTimeoutCause(ctx, grace+a.config.RuntimeTimeout,
 		fmt.Errorf("the runtime did not stop the container within %s after its grace period", a.config.RuntimeTimeout))
 	defer cancel()
 	seconds := int64((grace + time.Second - 1) / time.Second)
-	_, err := a.Containers.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: seconds})
+	_, err := a.Containers.StopContainer(call, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: seconds})
 	if err != nil && status.Code(err) != codes.NotFound {
-		return fmt.Errorf("stop container %s: %s", id, message(err))
+		return fmt.Errorf("stop container %s: %w", id, plain(why(ctx, call, err)))
 	}
 	failpoint.Hit("agent/container-stopped")
 	return nil
@@ -86,12 +93,12 @@ func (a *Actor) preStop(ctx context.Context, t Target) {
 	if spec == nil {
 		spec = &v1.Container{Name: t.Container.Name}
 	}
-	ctx, cancel := context.WithDeadline(ctx, t.Deadline)
+	call, cancel := context.WithDeadline(ctx, t.Deadline)
 	defer cancel()
 	end := t.Pod.Timeline.Begin(timeline.PreHook, t.Container.Name)
-	_, err := a.Hooks.Run(ctx, t.Pod.Pod, spec, hook, t.Container.ID, t.Pod.FirstIP())
+	_, err := a.Hooks.Run(call, t.Pod.Pod, spec, hook, t.Container.ID, t.Pod.FirstIP())
 	end(err)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		a.Events.Container(t.Pod.Pod, t.Container.Name, t.Init, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %s", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 
@@ -31,15 +32,28 @@ func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted
 	if err := a.directories(pod.Pod); err != nil {
 		return nil, failed("FailedToMakePodDataDirectories", err)
 	}
+	call, cancel := withVolumeTimeout(ctx)
+	defer cancel()
 	end = pod.Timeline.Begin(timeline.Volumes, "")
-	mounted, err := a.Volumes.SetUp(ctx, a.volumePod(pod))
+	mounted, err := a.Volumes.SetUp(call, a.volumePod(pod))
 	end(err)
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed: %v", err)
 		return nil, failed("FailedMount", err)
 	}
 	failpoint.Hit("agent/volumes-up")
 	return mounted, nil
+}
+
+// volumeTimeout bounds one attempt to set volumes up or to release them: a file
+// server that does not answer is told, and tried again.
+const volumeTimeout = 2 * time.Minute
+
+func withVolumeTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, volumeTimeout, fmt.Errorf("not done within %s", volumeTimeout))
 }
 
 func (a *Actor) volumePod(pod Pod) volume.Pod {
@@ -54,6 +68,8 @@ func (a *Actor) volumePod(pod Pod) volume.Pod {
 // Refresh brings configMap, secret, downwardAPI and projected volumes of a
 // running pod up to date.
 func (a *Actor) Refresh(ctx context.Context, pod Pod) error {
+	ctx, cancel := withVolumeTimeout(ctx)
+	defer cancel()
 	if _, err := a.Volumes.SetUp(ctx, a.volumePod(pod)); err != nil {
 		return failed("FailedMount", err)
 	}
@@ -76,6 +92,8 @@ func (a *Actor) directories(pod *v1.Pod) error {
 // Release gives back what a pod that has ended holds: volumes and cgroup. Its
 // containers' records and logs stay to be looked at.
 func (a *Actor) Release(ctx context.Context, podUID string) error {
+	ctx, cancel := withVolumeTimeout(ctx)
+	defer cancel()
 	if err := a.Volumes.TearDown(ctx, podUID); err != nil {
 		return fmt.Errorf("release volumes: %w", err)
 	}

@@ -26,14 +26,18 @@ func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (str
 		return "", err
 	}
 	defer leave()
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
 	end := pod.Timeline.Begin(timeline.Sandbox, "")
-	resp, err := a.Sandboxes.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{
+	resp, err := a.Sandboxes.RunPodSandbox(call, &runtimeapi.RunPodSandboxRequest{
 		Config:         config,
 		RuntimeHandler: runtimeHandler(pod.Pod),
 	})
+	err = why(ctx, call, err)
 	end(err)
+	if ctx.Err() != nil && err != nil {
+		return "", err
+	}
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %s", message(err))
 		return "", failed("CreatePodSandboxError", err)
@@ -44,10 +48,10 @@ func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (str
 
 // StopSandbox ends what runs in a sandbox and gives its network back.
 func (a *Actor) StopSandbox(ctx context.Context, id string) error {
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
-	if _, err := a.Sandboxes.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
-		return fmt.Errorf("stop sandbox %s: %s", id, message(err))
+	if _, err := a.Sandboxes.StopPodSandbox(call, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", id, plain(why(ctx, call, err)))
 	}
 	failpoint.Hit("agent/sandbox-stopped")
 	return nil
@@ -55,10 +59,10 @@ func (a *Actor) StopSandbox(ctx context.Context, id string) error {
 
 // RemoveSandbox removes a sandbox and everything the runtime keeps of it.
 func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
-	ctx, cancel := a.call(ctx)
+	call, cancel := a.call(ctx)
 	defer cancel()
-	if _, err := a.Sandboxes.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
-		return fmt.Errorf("remove sandbox %s: %s", id, message(err))
+	if _, err := a.Sandboxes.RemovePodSandbox(call, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", id, plain(why(ctx, call, err)))
 	}
 	failpoint.Hit("agent/sandbox-removed")
 	return nil

@@ -120,9 +120,12 @@ func (p *Puller) Forget(pod *v1.Pod) {
 }
 
 func (p *Puller) inspect(ctx context.Context, r Request) (*runtimeapi.Image, error) {
-	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	call, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
-	resp, err := p.runtime.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: r.Container.Image}})
+	resp, err := p.runtime.ImageStatus(call, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: r.Container.Image}})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	if err != nil {
 		return nil, &Error{Reason: reasonInspect, RetryAt: time.Now().Add(firstBackoff),
 			Message: fmt.Sprintf("Failed to inspect image %q: %v", r.Container.Image, err)}
