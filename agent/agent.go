@@ -253,4 +253,3 @@ func (a *Agent) exec(ctx context.Context, containerID string, command []string, 
 type leftoverCgroups struct{ tree *qos.Tree }
 
 func (l leftoverCgroups) Orphans() ([]string, error) { return l.tree.Pods() }
-
