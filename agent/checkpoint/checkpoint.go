@@ -27,9 +27,13 @@ import (
 type Pod struct {
 	// Pod is the pod as it was last wanted, with its last status: what a pod is
 	// terminated by when its source forgot it while the agent was away.
-	Pod    *v1.Pod                 `json:"pod"`
-	Phase  phase.Phase             `json:"phase"`
-	Stop   *Stop                   `json:"stop,omitempty"`
+	Pod   *v1.Pod     `json:"pod"`
+	Phase phase.Phase `json:"phase"`
+	Stop  *Stop       `json:"stop,omitempty"`
+	// Forgotten: no source wanted the pod any more. Wanted again, it starts over.
+	Forgotten bool `json:"forgotten,omitempty"`
+	// Past is what ran before the boot, and has not been started again since.
+	Past   map[string]plan.Past    `json:"past,omitempty"`
 	Probes map[string]probe.Result `json:"probes,omitempty"`
 	Steps  []timeline.Step         `json:"steps,omitempty"`
 	// BootID is the boot in which this was written.
@@ -83,26 +87,35 @@ func (s *Store) Save(p Pod, durable bool) error {
 	return nil
 }
 
-// Remove forgets a pod.
+// Remove forgets a pod, also what an interrupted Save of it left.
 func (s *Store) Remove(podUID string) error {
-	if err := os.Remove(s.path(podUID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the checkpoint of pod %s: %w", podUID, err)
+	for _, path := range []string{s.path(podUID) + ".tmp", s.path(podUID)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove the checkpoint of pod %s: %w", podUID, err)
+		}
 	}
 	return nil
 }
 
 // Load reads all checkpoints. One that cannot be read is moved aside and
-// reported in errs; the others are not held up by it.
+// reported in errs; the others are not held up by it. What a Save that was cut
+// off left is removed.
 func (s *Store) Load() (pods []Pod, errs []error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, []error{fmt.Errorf("read checkpoints: %w", err)}
 	}
 	for _, e := range entries {
+		path := filepath.Join(s.dir, e.Name())
+		if strings.HasSuffix(e.Name(), ".tmp") || strings.HasPrefix(e.Name(), ".tmp-") {
+			if err := os.Remove(path); err != nil {
+				errs = append(errs, fmt.Errorf("remove an unfinished checkpoint: %w", err))
+			}
+			continue
+		}
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
 		}
-		path := filepath.Join(s.dir, e.Name())
 		p, err := read(path)
 		if err == nil && s.path(string(p.Pod.UID)) != path {
 			err = fmt.Errorf("it is of pod UID %q", p.Pod.UID)

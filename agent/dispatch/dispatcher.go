@@ -18,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/worker"
 )
@@ -61,10 +60,12 @@ type Dispatcher struct {
 	desired chan Desired // capacity one: the newest
 	ended   chan string  // UIDs of workers that are done
 	inHand  chan struct{}
+	strange chan struct{} // capacity one: strangers has something
 
-	mu      sync.Mutex
-	workers map[string]*worker.Worker // by UID
-	waiting map[string]waiting        // by full name: pods whose name an ending pod still has
+	mu        sync.Mutex
+	workers   map[string]*worker.Worker // by UID
+	waiting   map[string]waiting        // by full name: pods whose name an ending pod still has
+	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
 // waiting is a pod that starts once its predecessor of the same name is gone.
@@ -76,8 +77,8 @@ type waiting struct {
 // New returns a Dispatcher; Run starts it.
 func New(c Config) *Dispatcher {
 	return &Dispatcher{
-		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}),
-		workers: map[string]*worker.Worker{}, waiting: map[string]waiting{},
+		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1),
+		workers: map[string]*worker.Worker{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
 	}
 }
 
@@ -100,21 +101,35 @@ func (d *Dispatcher) Want(ctx context.Context, next Desired) {
 	}
 }
 
-// Observed tells the worker of a pod that its observation changed.
+// Observed tells the worker of a pod that its observation changed. A pod
+// without one is looked at by Run: what its worker had asked for may have come
+// up after the worker was done.
 func (d *Dispatcher) Observed(uid string) {
 	d.mu.Lock()
 	w := d.workers[uid]
+	if w == nil {
+		d.strangers[uid] = true
+	}
 	d.mu.Unlock()
 	if w != nil {
 		w.Poke()
+		return
+	}
+	select {
+	case d.strange <- struct{}{}:
+	default:
 	}
 }
+
+// leave is how long workers get to notice that the agent ends. One that hangs
+// in a system call never does, and loses nothing by being left.
+const leave = 5 * time.Second
 
 // Run dispatches until ctx ends, and then waits for its workers, who leave
 // their pods running.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	var running sync.WaitGroup
-	defer running.Wait()
+	defer d.await(&running)
 	start := func(w *worker.Worker) {
 		uid := string(w.Pod().UID)
 		d.mu.Lock()
@@ -137,10 +152,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	for _, w := range d.restore() {
 		start(w)
 	}
-	first := sync.OnceFunc(func() {
-		d.adopt(start)
-		close(d.inHand)
-	})
+	adopted := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,14 +161,34 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.apply(want) {
 				start(w)
 			}
-			if want.Complete {
-				first()
+			if want.Complete && !adopted {
+				d.adopt(d.leftBehind(), start)
+				adopted = true
+				close(d.inHand)
+			}
+		case <-d.strange:
+			if adopted {
+				d.adopt(d.strayed(), start)
 			}
 		case uid := <-d.ended:
 			if w := d.remove(uid); w != nil {
 				start(w)
 			}
 		}
+	}
+}
+
+// await waits for workers to leave their loops.
+func (d *Dispatcher) await(running *sync.WaitGroup) {
+	left := make(chan struct{})
+	go func() {
+		running.Wait()
+		close(left)
+	}()
+	select {
+	case <-left:
+	case <-time.After(leave):
+		d.config.Log.Warn("a pod's worker hangs; the agent ends without it")
 	}
 }
 
@@ -181,7 +213,7 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	for _, pod := range want.Pods {
 		wanted[string(pod.UID)] = true
 	}
-	names := map[string]bool{}
+	names := d.namesOfStrangers(wanted)
 	for uid, w := range d.workers {
 		names[fullName(w.Pod())] = true
 		switch {
@@ -208,6 +240,19 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	return start
 }
 
+// namesOfStrangers are the full names of pods that run, are wanted by nobody and
+// have no worker yet: adopt gives them one. Their names are not free.
+func (d *Dispatcher) namesOfStrangers(wanted map[string]bool) map[string]bool {
+	names := map[string]bool{}
+	for _, uid := range d.config.Observations.UIDs() {
+		if d.workers[uid] == nil && !wanted[uid] {
+			o := d.config.Observations.Pod(uid)
+			names[o.Namespace+"/"+o.Name] = true
+		}
+	}
+	return names
+}
+
 // remove drops a worker that is done and returns its successor in name, if one waits.
 func (d *Dispatcher) remove(uid string) *worker.Worker {
 	d.mu.Lock()
@@ -224,10 +269,8 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	return worker.New(d.config.Parts, d.config.Worker, next.pod, next.seen)
 }
 
-// adopt gives pods that only the runtime, the volumes or the cgroups know a
-// worker that ends them. It is called once, with every source heard and the
-// runtime fully observed, never before.
-func (d *Dispatcher) adopt(start func(*worker.Worker)) {
+// leftBehind are all pods that the runtime, the volumes or the cgroups know.
+func (d *Dispatcher) leftBehind() map[string]*v1.Pod {
 	orphans := map[string]*v1.Pod{}
 	for _, uid := range d.config.Observations.UIDs() {
 		o := d.config.Observations.Pod(uid)
@@ -244,6 +287,27 @@ func (d *Dispatcher) adopt(start func(*worker.Worker)) {
 			}
 		}
 	}
+	return orphans
+}
+
+// strayed are pods that the runtime has shown since and that are still there.
+func (d *Dispatcher) strayed() map[string]*v1.Pod {
+	d.mu.Lock()
+	strangers := d.strangers
+	d.strangers = map[string]bool{}
+	d.mu.Unlock()
+	orphans := map[string]*v1.Pod{}
+	for uid := range strangers {
+		if o := d.config.Observations.Pod(uid); o.Sandbox() != nil {
+			orphans[uid] = orphan(uid, o.Namespace, o.Name, o.Containers)
+		}
+	}
+	return orphans
+}
+
+// adopt gives those of the pods that nobody has a worker that ends them. It is
+// called with every source heard and the runtime fully observed, never before.
+func (d *Dispatcher) adopt(orphans map[string]*v1.Pod, start func(*worker.Worker)) {
 	for uid, pod := range orphans {
 		d.mu.Lock()
 		known := d.workers[uid] != nil || slices.ContainsFunc(d.waitingPods(), func(p *v1.Pod) bool { return string(p.UID) == uid })
@@ -291,6 +355,11 @@ func (d *Dispatcher) Pods() []*v1.Pod {
 	for _, w := range d.workers {
 		pods = append(pods, w.Pod())
 	}
+	for _, p := range d.waitingPods() {
+		if d.workers[string(p.UID)] == nil {
+			pods = append(pods, p)
+		}
+	}
 	slices.SortFunc(pods, func(a, b *v1.Pod) int { return strings.Compare(fullName(a), fullName(b)) })
 	return pods
 }
@@ -313,12 +382,9 @@ func (d *Dispatcher) Stop(namespace, name string, grace *int64) error {
 	if w == nil {
 		return fmt.Errorf("pod %s/%s is not on this node", namespace, name)
 	}
-	s := checkpoint.Stop{At: time.Now(), Reason: "Killing"}
-	switch own := w.Pod().Spec.TerminationGracePeriodSeconds; {
-	case grace != nil:
+	s := worker.Killing(w.Pod())
+	if grace != nil {
 		s.Grace = *grace
-	case own != nil:
-		s.Grace = *own
 	}
 	w.Stop(s)
 	return nil

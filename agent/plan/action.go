@@ -21,7 +21,12 @@ import (
 type Action interface{ String() string }
 
 // CreateSandbox makes the pod's sandbox.
-type CreateSandbox struct{ Attempt uint32 }
+type CreateSandbox struct {
+	Attempt uint32
+	// Replaces is the sandbox before, which is not ready any more; empty: there
+	// is none. It is stopped first: what it holds of the network is needed.
+	Replaces string
+}
 
 // StopSandbox ends everything in a sandbox and gives its network back.
 type StopSandbox struct{ ID string }
@@ -78,6 +83,8 @@ type Decision struct {
 	Wake time.Time
 	// Complete: every container has ended and none will start again.
 	Complete bool
+	// Failed: the pod is to be ended as failed, for that reason; nil: it is not.
+	Failed *Waiting
 	// Waiting is by container name.
 	Waiting map[string]Waiting
 }

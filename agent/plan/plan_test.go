@@ -267,7 +267,7 @@ func TestAPodFailureHoldsEverythingUp(t *testing.T) {
 
 func TestAttemptsGoOnAfterAReboot(t *testing.T) {
 	w := newWorld(pod(v1.RestartPolicyAlways, "a"))
-	w.attempts["a"] = 7
+	w.past["a"] = Past{Attempt: 7}
 	w.settle()
 	want(t, w, "create sandbox, attempt 0", "start container a, attempt 8")
 }
@@ -299,4 +299,108 @@ func TestStopEndsWithTheSandbox(t *testing.T) {
 		w.do(Remove(&w.obs).Actions[0])
 	}
 	want(t, w, "remove container a c2", "remove sandbox s1")
+}
+
+func TestANeverPodThatRanBeforeTheBootHasHadItsRun(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyNever, "a"))
+	w.past["a"] = Past{}
+	if w.settle(); !w.complete {
+		t.Error("the pod runs again")
+	}
+	want(t, w)
+}
+
+func TestAContainerThatSucceededBeforeTheBootIsNotRunAgain(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyOnFailure, "a", "b", "c"))
+	w.past["a"], w.past["b"], w.past["c"] = Past{Exited: true}, Past{Exited: true, ExitCode: 1}, Past{Attempt: 2}
+	w.settle()
+	want(t, w, "create sandbox, attempt 0", "start container b, attempt 1", "start container c, attempt 3")
+}
+
+func TestALeftoverThatCannotBeRemovedHoldsNothingUp(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyAlways, "a")).settle()
+	for range 2 {
+		w.exit("a", 1, time.Hour)
+		w.failures[PruneFailure] = Failure{RetryAt: w.now.Add(2 * time.Hour)}
+		w.settle()
+	}
+	if len(w.running()) != 1 || len(w.obs.Containers) != 3 {
+		t.Errorf("%v run of %d", w.running(), len(w.obs.Containers))
+	}
+	if w.wait(3 * time.Hour).settle(); len(w.obs.Containers) != 2 {
+		t.Errorf("%d containers are kept, want the running one and one dead", len(w.obs.Containers))
+	}
+}
+
+func TestALostSandboxIsStoppedBeforeItsSuccessorIsMade(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyAlways, "a")).settle()
+	w.exit("a", 1, time.Second)
+	w.obs.Sandboxes[0].Ready = false
+	d := Run(Input{Pod: w.pod, Observed: &w.obs, Backoff: KubeletBackoff, Now: w.now})
+	if diff := cmp.Diff([]Action{CreateSandbox{Attempt: 1, Replaces: "s1"}}, d.Actions); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTheSandboxThatStillRunsSomethingIsTheOneThatIsStopped(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyAlways, "a")).settle()
+	w.do(CreateSandbox{Attempt: 1})
+	w.did()
+	w.obs.Sandboxes[0].Ready, w.obs.Sandboxes[1].Ready = false, false
+	w.settle()
+	if log := w.did(); len(log) == 0 || log[0] != "stop sandbox s1" {
+		t.Errorf("did %q", log)
+	}
+}
+
+func TestRestartsBeyondABackoffLimitEndThePodAsFailed(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		limit int64
+		pod   *v1.Pod
+		exits []string // containers that fail, one after the other, each restarted if it may be
+		fails bool
+	}{
+		{"no restart, limit 0", 0, pod(v1.RestartPolicyOnFailure, "a"), nil, false},
+		{"the first, limit 0", 0, pod(v1.RestartPolicyOnFailure, "a"), []string{"a"}, true},
+		{"as many as the limit", 2, pod(v1.RestartPolicyOnFailure, "a"), []string{"a", "a"}, false},
+		{"one more than the limit", 2, pod(v1.RestartPolicyOnFailure, "a"), []string{"a", "a", "a"}, true},
+		{"of two containers together", 2, pod(v1.RestartPolicyOnFailure, "a", "b"), []string{"a", "b", "a"}, true},
+		{"of an init container", 1, withInit(pod(v1.RestartPolicyOnFailure, "a"), "i1"), []string{"i1", "i1"}, true},
+		{"a Never pod has none", 0, pod(v1.RestartPolicyNever, "a"), []string{"a"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(c.pod)
+			w.limit = &c.limit
+			w.settle()
+			for _, name := range c.exits {
+				w.exit(name, 1, time.Hour).settle()
+			}
+			if got := w.failed != nil; got != c.fails {
+				t.Fatalf("failed %v, want %v", got, c.fails)
+			}
+			if c.fails && *w.failed != (Waiting{"BackoffLimitExceeded", "Job has reached the specified backoff limit"}) {
+				t.Errorf("%+v", *w.failed)
+			}
+		})
+	}
+}
+
+func TestABackoffLimitDoesNotWaitForTheBackOff(t *testing.T) {
+	limit := int64(1)
+	w := newWorld(pod(v1.RestartPolicyOnFailure, "a"))
+	w.limit = &limit
+	w.settle().exit("a", 1, time.Second).settle()
+	if w.exit("a", 1, time.Second).settle(); w.failed == nil {
+		t.Error("a pod whose restarts are used up waits for its back-off")
+	}
+}
+
+func TestRestartsOfBeforeTheBootCountForTheLimit(t *testing.T) {
+	limit := int64(3)
+	w := newWorld(pod(v1.RestartPolicyOnFailure, "a"))
+	w.limit, w.past["a"] = &limit, Past{Attempt: 3, Exited: true, ExitCode: 1}
+	if w.settle(); w.failed == nil {
+		t.Error("the fourth restart is not refused")
+	}
 }

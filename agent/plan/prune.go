@@ -6,9 +6,23 @@ import "github.com/berth-io/berth/agent/observed"
 // one, for `logs --previous`, as the kubelet does.
 const keepDead = 1
 
+// stopOlder stops sandboxes that a newer one has replaced, so that nothing of
+// the pod runs twice.
+func stopOlder(in Input, d *Decision) {
+	for _, s := range in.Observed.Sandboxes[1:] {
+		if s.Ready {
+			d.act(StopSandbox{ID: s.ID})
+		}
+	}
+}
+
 // prune removes what a running pod has left behind: dead containers beyond
 // keepDead, and older sandboxes once they are empty.
 func prune(in Input, d *Decision) {
+	if f, ok := in.Failures[PruneFailure]; ok && f.RetryAt.After(in.Now) {
+		d.wakeAt(f.RetryAt)
+		return
+	}
 	seen := map[string]int{}
 	left := map[string]int{}
 	for i := range in.Observed.Containers {
@@ -21,10 +35,7 @@ func prune(in Input, d *Decision) {
 		left[c.SandboxID]++
 	}
 	for _, s := range in.Observed.Sandboxes[1:] {
-		switch {
-		case s.Ready:
-			d.act(StopSandbox{ID: s.ID})
-		case left[s.ID] == 0:
+		if !s.Ready && left[s.ID] == 0 {
 			d.act(RemoveSandbox{ID: s.ID})
 		}
 	}

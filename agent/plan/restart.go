@@ -29,6 +29,35 @@ func (b Backoff) next(prev *observed.Container) (from time.Time, recorded time.D
 	return prev.FinishedAt.Add(prev.Backoff), min(2*prev.Backoff, b.Max)
 }
 
+// nextAttempt is the restart count of the container of that name to be started
+// next.
+func nextAttempt(in Input, name string) uint32 {
+	var n uint32
+	if past, ok := in.Past[name]; ok {
+		n = past.Attempt + 1
+	}
+	if last := in.Observed.Container(name); last != nil {
+		n = max(n, last.Attempt+1)
+	}
+	return n
+}
+
+// restartsWith counts the restarts of all containers of the pod if next is
+// started: what a Job's backoffLimit bounds when its pods restart in place
+// (pkg/controller/job, pastBackoffLimitOnFailure). The Job controller ends the
+// pod when the last restart that is allowed has begun; here that one has its run.
+func restartsWith(in Input, next StartContainer) int64 {
+	total := int64(next.Attempt)
+	for _, list := range [][]v1.Container{in.Pod.Spec.InitContainers, in.Pod.Spec.Containers} {
+		for i := range list {
+			if name := list[i].Name; name != next.Container.Name {
+				total += max(int64(nextAttempt(in, name))-1, 0)
+			}
+		}
+	}
+	return total
+}
+
 // crashLoop is the text that users and their tools know from the kubelet.
 func crashLoop(pod *v1.Pod, container string, delay time.Duration) Waiting {
 	return Waiting{

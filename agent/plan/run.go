@@ -17,19 +17,35 @@ type Input struct {
 	// container ID counts for nothing.
 	Probes map[string]probe.Result
 	// Failures are attempts that did not work, by container name; those under
-	// PodFailure concern the pod as a whole (volumes, sandbox).
+	// PodFailure concern the pod as a whole (volumes, sandbox), those under
+	// PruneFailure what is left of earlier runs.
 	Failures map[string]Failure
 	// Restarts are IDs of containers that were killed to be started again.
 	Restarts map[string]bool
-	// Attempts are restart counts from before this boot, by container name: a
-	// new container's attempt is above it.
-	Attempts map[string]uint32
-	Backoff  Backoff
-	Now      time.Time
+	// Past is what ran before this boot, of which the runtime knows nothing any
+	// more, by container name.
+	Past    map[string]Past
+	Backoff Backoff
+	// RestartLimit is how many restarts the pod's containers have together; nil:
+	// any number.
+	RestartLimit *int64
+	Now          time.Time
 }
 
-// PodFailure is the key of failures that are not one container's.
-const PodFailure = ""
+// Past is the last run of a container before the host booted.
+type Past struct {
+	// Attempt is its restart count: a new container's is above it.
+	Attempt uint32 `json:"attempt"`
+	// Exited, with ExitCode: it had ended before. Otherwise the boot ended it.
+	Exited   bool  `json:"exited,omitempty"`
+	ExitCode int32 `json:"exitCode,omitempty"`
+}
+
+// Keys of failures that are not one container's: no container has such a name.
+const (
+	PodFailure   = ""
+	PruneFailure = "(prune)"
+)
 
 // Failure is an action that did not work and when it may be tried again.
 type Failure struct {
@@ -50,47 +66,56 @@ func Run(in Input) Decision {
 		newSandbox(in, &d)
 		return d
 	}
-	prune(in, &d)
+	stopOlder(in, &d)
 	r := run{in: in, sandbox: sandbox.ID, d: &d}
-	if !r.initContainers() {
-		return d
+	if r.initContainers() {
+		d.Complete = r.containers()
 	}
-	d.Complete = r.containers()
+	prune(in, &d) // last: a leftover that resists holds nothing up
 	return d
 }
 
 // newSandbox replaces a sandbox that is gone, unless the pod had its run.
 func newSandbox(in Input, d *Decision) {
-	old := in.Observed.Sandbox()
-	if old == nil {
-		d.act(CreateSandbox{})
-		return
-	}
-	if in.Observed.AnyRunning() {
-		d.act(StopSandbox{ID: old.ID})
-		return
+	for i := range in.Observed.Containers {
+		if c := &in.Observed.Containers[i]; runs(c) {
+			d.act(StopSandbox{ID: c.SandboxID})
+			return
+		}
 	}
 	if hadItsRun(in) {
 		d.Complete = true
 		return
 	}
-	d.act(CreateSandbox{Attempt: old.Attempt + 1})
+	if old := in.Observed.Sandbox(); old != nil {
+		d.act(CreateSandbox{Attempt: old.Attempt + 1, Replaces: old.ID})
+		return
+	}
+	d.act(CreateSandbox{})
 }
 
 // hadItsRun tells whether a pod whose sandbox is gone has nothing left to run:
 // each container has ended for good, or the pod never restarts and was under way.
 func hadItsRun(in Input) bool {
-	if in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever && len(in.Observed.Containers) > 0 {
+	if in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever && len(in.Observed.Containers)+len(in.Past) > 0 {
 		return true
 	}
 	for i := range in.Pod.Spec.Containers {
-		c := &in.Pod.Spec.Containers[i]
-		last := in.Observed.Container(c.Name)
-		if last == nil || last.State != observed.Exited || shouldRestart(in.Pod, c, false, last.ExitCode) {
+		if !endedForGood(in, &in.Pod.Spec.Containers[i]) {
 			return false
 		}
 	}
 	return true
+}
+
+// endedForGood tells whether a container proper has ended and is not to be
+// started again.
+func endedForGood(in Input, c *v1.Container) bool {
+	if last := in.Observed.Container(c.Name); last != nil {
+		return last.State == observed.Exited && !in.Restarts[last.ID] && !shouldRestart(in.Pod, c, false, last.ExitCode)
+	}
+	past := in.Past[c.Name]
+	return past.Exited && !shouldRestart(in.Pod, c, false, past.ExitCode)
 }
 
 // run is one decision about the containers of a ready sandbox.
@@ -167,8 +192,7 @@ func (r *run) containers() (complete bool) {
 	complete = true
 	for i := range r.in.Pod.Spec.Containers {
 		c := &r.in.Pod.Spec.Containers[i]
-		if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited &&
-			!r.in.Restarts[last.ID] && !shouldRestart(r.in.Pod, c, false, last.ExitCode) {
+		if endedForGood(r.in, c) {
 			continue
 		}
 		complete = false
@@ -226,20 +250,18 @@ func (r *run) start(c *v1.Container, init bool) {
 		r.d.wait(c.Name, f.Waiting, f.RetryAt)
 		return
 	}
-	a := StartContainer{Container: c, Init: init}
-	if n, ok := r.in.Attempts[c.Name]; ok {
-		a.Attempt = n + 1
+	a := StartContainer{Container: c, Init: init, Attempt: nextAttempt(r.in, c.Name)}
+	if r.in.RestartLimit != nil && restartsWith(r.in, a) > *r.in.RestartLimit {
+		r.d.Failed = &Waiting{Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}
+		return
 	}
-	if last := r.in.Observed.Container(c.Name); last != nil {
-		a.Attempt = max(a.Attempt, last.Attempt+1)
-		if last.State == observed.Exited {
-			from, delay := r.in.Backoff.next(last)
-			if from.After(r.in.Now) {
-				r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)
-				return
-			}
-			a.Backoff = delay
+	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited {
+		from, delay := r.in.Backoff.next(last)
+		if from.After(r.in.Now) {
+			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)
+			return
 		}
+		a.Backoff = delay
 	}
 	r.d.act(a)
 }

@@ -18,7 +18,9 @@ type world struct {
 	probes   map[string]probe.Result
 	failures map[string]Failure
 	restarts map[string]bool
-	attempts map[string]uint32
+	past     map[string]Past
+	limit    *int64
+	failed   *Waiting
 	now      time.Time
 	ids      int
 	log      []string
@@ -31,7 +33,7 @@ func newWorld(pod *v1.Pod) *world {
 	pod.UID, pod.Name, pod.Namespace = "uid", "web", "default"
 	return &world{
 		pod: pod, now: time.Unix(1_000_000, 0), probes: map[string]probe.Result{},
-		failures: map[string]Failure{}, restarts: map[string]bool{}, attempts: map[string]uint32{},
+		failures: map[string]Failure{}, restarts: map[string]bool{}, past: map[string]Past{},
 	}
 }
 
@@ -40,10 +42,10 @@ func (w *world) settle() *world {
 	for range 100 {
 		d := Run(Input{
 			Pod: w.pod, Observed: &w.obs, Probes: w.probes, Failures: w.failures, Restarts: w.restarts,
-			Attempts: w.attempts, Backoff: KubeletBackoff, Now: w.now,
+			Past: w.past, Backoff: KubeletBackoff, RestartLimit: w.limit, Now: w.now,
 		})
-		w.complete, w.waiting, w.wake = d.Complete, d.Waiting, d.Wake
-		if len(d.Actions) == 0 || d.Complete {
+		w.complete, w.waiting, w.wake, w.failed = d.Complete, d.Waiting, d.Wake, d.Failed
+		if len(d.Actions) == 0 || d.Complete || d.Failed != nil {
 			return w
 		}
 		w.do(d.Actions[0])

@@ -71,9 +71,10 @@ func (w *Worker) waitingNow() map[string]plan.Waiting {
 func (w *Worker) checkpoint(durable bool) {
 	w.mu.Lock()
 	kept := checkpoint.Pod{
-		Pod: w.pod, Phase: w.state.phase, Stop: w.stop, Probes: w.results(),
-		Steps: w.steps.Steps(), BootID: w.config.BootID,
+		Pod: w.pod, Phase: w.state.phase, Stop: w.stop, Forgotten: w.forgotten, Past: w.state.past,
+		Probes: w.results(), Steps: w.steps.Steps(), BootID: w.config.BootID,
 	}
+	w.state.kept = mail{stop: w.stop, forgotten: w.forgotten}
 	w.mu.Unlock()
 	if err := w.parts.Checkpoints.Save(kept, durable); err != nil {
 		w.log().Warn("the pod's state is not kept over a restart of the agent", "err", err)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
@@ -19,8 +21,12 @@ import (
 // whether it did something, so that the world has to be looked at again.
 func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	obs := w.parts.Observations.Pod(w.uid)
-	if w.takeMail() {
+	mail := w.takeMail()
+	if mail.stop != nil {
 		w.move(phase.Stop)
+	}
+	if w.state.phase >= phase.Terminating && mail != w.state.kept {
+		w.checkpoint(true) // a shorter grace period, or nobody wants the pod any more
 	}
 	switch w.state.phase {
 	case phase.Starting, phase.Running:
@@ -36,11 +42,11 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	return acted, wake
 }
 
-// takeMail reads what others have asked for and tells whether the pod shall stop.
-func (w *Worker) takeMail() (stop bool) {
+// takeMail reads what others have asked for.
+func (w *Worker) takeMail() mail {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.stop != nil
+	return mail{stop: w.stop, forgotten: w.forgotten}
 }
 
 func (w *Worker) move(e phase.Event) {
@@ -49,7 +55,9 @@ func (w *Worker) move(e phase.Event) {
 		return
 	}
 	w.state.phase = next
-	w.checkpoint(true)
+	// That a pod is to end must be known after a crash of the host as well. What
+	// comes before and after follows from what is there.
+	w.checkpoint(next == phase.Terminating)
 }
 
 func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wake time.Time) {
@@ -59,23 +67,43 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 		return true, time.Time{}
 	}
 	w.syncProbes(ctx, obs)
-	if wake, ok := w.refreshVolumes(ctx, obs); !ok {
-		return false, wake
-	}
+	remount := w.refreshVolumes(ctx, obs)
 	d := plan.Run(plan.Input{
 		Pod: w.pod, Observed: obs, Probes: w.results(), Failures: w.state.failures,
-		Restarts: w.state.restarts, Attempts: w.state.attempts, Backoff: w.config.Backoff, Now: now,
+		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff,
+		RestartLimit: restartLimit(w.pod), Now: now,
 	})
 	w.state.waiting = d.Waiting
 	switch {
-	case len(d.Actions) > 0:
-		w.perform(ctx, obs, d.Actions[0])
+	case d.Failed != nil:
+		w.endAsFailed(*d.Failed, v1.EventTypeWarning)
 		return true, time.Time{}
 	case d.Complete:
 		w.move(phase.Completed)
 		return true, time.Time{}
+	case len(d.Actions) > 0:
+		if held := w.inVain(d.Actions[:1], obs); !held.IsZero() {
+			return false, sooner(held, deadline)
+		}
+		w.perform(ctx, obs, d.Actions[0])
+		return true, time.Time{}
 	}
-	return false, sooner(d.Wake, deadline)
+	return false, sooner(sooner(d.Wake, remount), deadline)
+}
+
+// restartLimit is what a Job allows its pod; nil: no limit, or none that can be read.
+func restartLimit(pod *v1.Pod) *int64 {
+	n, err := strconv.ParseInt(pod.Annotations[manifest.AnnotationBackoffLimit], 10, 64)
+	if err != nil {
+		return nil
+	}
+	return &n
+}
+
+// endAsFailed ends the pod with its grace period, to be Failed for that reason.
+func (w *Worker) endAsFailed(why plan.Waiting, eventType string) {
+	w.parts.Events.Pod(w.pod, eventType, why.Reason, "%s", why.Message)
+	w.Stop(checkpoint.Stop{At: time.Now(), Grace: graceOf(w.pod), Reason: why.Reason, Message: why.Message, Failed: &why})
 }
 
 // deadline ends a pod whose activeDeadlineSeconds are over.
@@ -88,53 +116,58 @@ func (w *Worker) deadline(now time.Time) (overdue bool, at time.Time) {
 	if at.After(now) {
 		return false, at
 	}
-	const text = "Pod was active on the node longer than the specified deadline"
-	w.parts.Events.Pod(w.pod, v1.EventTypeNormal, "DeadlineExceeded", text)
-	w.Stop(checkpoint.Stop{
-		At: now, Grace: graceOf(w.pod), Reason: "DeadlineExceeded", Message: text,
-		Failed: &plan.Waiting{Reason: "DeadlineExceeded", Message: text},
-	})
+	w.endAsFailed(plan.Waiting{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}, v1.EventTypeNormal)
 	return true, at
 }
 
+// remountAgain is when volumes that could not be refreshed are tried again.
+const remountAgain = 10 * time.Second
+
 // refreshVolumes brings volumes up to date after the objects behind them
-// changed, and forgets failures that the change may have mended.
-func (w *Worker) refreshVolumes(ctx context.Context, obs *observed.Pod) (wake time.Time, ok bool) {
+// changed, and forgets failures that the change may have mended. One that
+// cannot be refreshed stays as it is and is tried again at the returned time:
+// the pod runs on with what it has, as the API promises.
+func (w *Worker) refreshVolumes(ctx context.Context, obs *observed.Pod) (again time.Time) {
 	w.mu.Lock()
-	due := w.refresh
+	changed := w.refresh
 	w.refresh = false
 	w.mu.Unlock()
-	if !due {
-		return time.Time{}, true
+	now := time.Now()
+	if changed {
+		clear(w.state.failures)
+		w.state.remount = now
 	}
-	clear(w.state.failures)
-	if obs.ReadySandbox() == nil {
-		return time.Time{}, true // they are set up with the sandbox
+	switch {
+	case w.state.remount.IsZero() || w.state.remount.After(now):
+		return w.state.remount
+	case obs.ReadySandbox() == nil:
+		w.state.remount = time.Time{} // they are set up with the sandbox
+		return time.Time{}
 	}
-	if err := w.parts.Actor.Refresh(ctx, w.actPod(obs)); err != nil {
-		// The pod runs on with what it has, as the API promises.
+	ctx, done := w.interruptible(ctx, time.Time{})
+	defer done()
+	err := w.parts.Actor.Refresh(ctx, w.actPod(obs))
+	switch {
+	case err == nil:
+		w.state.remount = time.Time{}
+	case ctx.Err() == nil:
 		w.parts.Events.Pod(w.pod, v1.EventTypeWarning, "FailedMount", "%v", err)
-		w.mu.Lock()
-		w.refresh = true
-		w.mu.Unlock()
-		return time.Now().Add(10 * time.Second), false
+		w.state.remount = time.Now().Add(remountAgain)
 	}
-	return time.Time{}, true
+	return w.state.remount
 }
 
 // perform does one action of a pod that shall run. What goes wrong is kept as
 // a failure with its time to try again; the plan takes it from there.
 func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) {
-	key := plan.PodFailure
-	if s, ok := a.(plan.StartContainer); ok {
-		key = s.Container.Name
-	}
+	key := failureKey(obs, a)
 	w.publish(obs) // before what may take long: what is known so far
-	ctx, done := w.interruptible(ctx)
+	ctx, done := w.interruptible(ctx, time.Time{})
 	defer done()
 	err := w.do(ctx, obs, a)
 	if err == nil {
 		delete(w.state.failures, key)
+		w.did([]plan.Action{a}, obs)
 		return
 	}
 	if ctx.Err() != nil {
@@ -144,16 +177,36 @@ func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) 
 	w.fail(key, a, err)
 }
 
+// failureKey is whom a failed action concerns.
+func failureKey(obs *observed.Pod, a plan.Action) string {
+	switch a := a.(type) {
+	case plan.StartContainer:
+		return a.Container.Name
+	case plan.RemoveSandbox:
+		return plan.PruneFailure
+	case plan.RemoveContainer:
+		if newest := obs.Container(a.Name); newest != nil && newest.ID != a.ID {
+			return plan.PruneFailure
+		}
+	}
+	return plan.PodFailure
+}
+
 func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error {
 	switch a := a.(type) {
 	case plan.CreateSandbox:
+		if a.Replaces != "" {
+			if err := w.stopSandbox(ctx, a.Replaces); err != nil {
+				return err
+			}
+		}
 		if err := w.prepare(ctx, obs); err != nil {
 			return err
 		}
 		_, err := w.parts.Actor.CreateSandbox(ctx, w.actPod(obs), a.Attempt)
 		return err
 	case plan.StopSandbox:
-		return w.parts.Actor.StopSandbox(ctx, a.ID)
+		return w.stopSandbox(ctx, a.ID)
 	case plan.RemoveSandbox:
 		return w.parts.Actor.RemoveSandbox(ctx, a.ID)
 	case plan.StartContainer:
@@ -168,20 +221,31 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 		if a.Restart {
 			w.state.restarts[a.ID] = true
 		}
-		deadline := time.Now().Add(time.Duration(graceOf(w.pod)) * time.Second)
+		grace := graceOf(w.pod)
 		if a.Grace != nil {
-			deadline = time.Now().Add(time.Duration(*a.Grace) * time.Second)
+			grace = *a.Grace
 		}
-		return w.parts.Actor.Kill(ctx, w.target(obs, a.ID, deadline), a, nil)
+		return w.parts.Actor.Kill(ctx, w.target(obs, a.ID, time.Now().Add(time.Duration(grace)*time.Second)), a, nil)
 	case plan.RemoveContainer:
 		delete(w.state.restarts, a.ID)
 		delete(w.state.messages, a.ID)
+		delete(w.state.ending, a.ID)
 		if c := obs.ByID(a.ID); c != nil {
 			return w.parts.Actor.RemoveContainer(ctx, w.pod, *c)
 		}
 		return nil
 	}
 	return fmt.Errorf("the plan asks for an unknown action %T", a)
+}
+
+// stopSandbox stops a sandbox and remembers that, for it may be one that the
+// runtime has lost: then nothing observed tells that its network was given back.
+func (w *Worker) stopSandbox(ctx context.Context, id string) error {
+	if err := w.parts.Actor.StopSandbox(ctx, id); err != nil {
+		return err
+	}
+	w.state.ending[id] = true
+	return nil
 }
 
 func (w *Worker) prepare(ctx context.Context, obs *observed.Pod) error {
@@ -210,15 +274,16 @@ func (w *Worker) fail(key string, a plan.Action, err error) {
 	w.state.failures[key] = f
 }
 
-// interruptible marks the action under way as one that a stop request, or a
-// shorter grace period, ends at once.
-func (w *Worker) interruptible(ctx context.Context) (context.Context, func()) {
+// interruptible marks the action under way as one that a stop request ends at
+// once. An action that stops the pod itself gives the end of the grace period
+// it knows of: a shorter one ends it.
+func (w *Worker) interruptible(ctx context.Context, known time.Time) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	w.mu.Lock()
 	w.interrupt = cancel
-	stopped := w.stop != nil && w.state.phase < phase.Terminating
+	news := w.stop != nil && (known.IsZero() || w.stop.Deadline().Before(known))
 	w.mu.Unlock()
-	if stopped {
+	if news {
 		cancel() // it came between the look and the action
 	}
 	return ctx, func() {

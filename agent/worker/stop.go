@@ -21,16 +21,38 @@ func (w *Worker) stepStop(ctx context.Context, obs *observed.Pod) (acted bool, w
 	w.stopLiveness()
 	stop := w.stopRequest()
 	d := plan.Stop(w.pod, obs, stop.Reason, stop.Message)
-	if d.Complete {
-		w.endProbes()
-		w.move(phase.Stopped)
-		return true, time.Time{}
+	if !d.Complete {
+		return w.stopNow(ctx, obs, d.Actions, stop.Deadline())
+	}
+	for _, s := range obs.Sandboxes {
+		if w.state.ending[s.ID] {
+			continue
+		}
+		// It went down by itself: the runtime is told that it may give back
+		// what the sandbox held.
+		if err := w.stopSandbox(ctx, s.ID); err != nil {
+			return w.cleaned(ctx, "FailedKillPod", err)
+		}
+	}
+	w.endProbes()
+	w.move(phase.Stopped)
+	return true, time.Time{}
+}
+
+// stopNow does what plan.Stop decided.
+func (w *Worker) stopNow(ctx context.Context, obs *observed.Pod, actions []plan.Action, deadline time.Time) (acted bool, wake time.Time) {
+	if held := w.inVain(actions, obs); !held.IsZero() {
+		return false, held
 	}
 	var err error
-	if _, kill := d.Actions[0].(plan.KillContainer); kill {
-		err = w.killAll(ctx, obs, d.Actions, stop.Deadline())
+	if _, kill := actions[0].(plan.KillContainer); kill {
+		err = w.killAll(ctx, obs, actions, deadline)
 	} else {
-		err = w.do(ctx, obs, d.Actions[0])
+		actions = actions[:1]
+		err = w.do(ctx, obs, actions[0])
+	}
+	if err == nil {
+		w.did(actions, obs)
 	}
 	return w.cleaned(ctx, "FailedKillPod", err)
 }
@@ -38,6 +60,12 @@ func (w *Worker) stepStop(ctx context.Context, obs *observed.Pod) (acted bool, w
 // stepRelease gives back what the pod held, and once nobody wants the pod any
 // longer removes what is left of it.
 func (w *Worker) stepRelease(ctx context.Context, obs *observed.Pod) (acted bool, wake time.Time) {
+	if d := plan.Stop(w.pod, obs, "Killing", ""); !d.Complete {
+		// What was being made when the stop came is there only now.
+		w.state.released = false
+		stop := w.stopRequest()
+		return w.stopNow(ctx, obs, d.Actions, stop.Deadline())
+	}
 	if !w.state.released {
 		end := w.steps.Begin(timeline.Release, "")
 		err := w.parts.Actor.Release(ctx, w.uid)
@@ -51,7 +79,14 @@ func (w *Worker) stepRelease(ctx context.Context, obs *observed.Pod) (acted bool
 		return false, time.Time{}
 	}
 	if d := plan.Remove(obs); !d.Complete {
-		return w.cleaned(ctx, "FailedRemove", w.do(ctx, obs, d.Actions[0]))
+		if held := w.inVain(d.Actions[:1], obs); !held.IsZero() {
+			return false, held
+		}
+		err := w.do(ctx, obs, d.Actions[0])
+		if err == nil {
+			w.did(d.Actions[:1], obs)
+		}
+		return w.cleaned(ctx, "FailedRemove", err)
 	}
 	if err := w.parts.Actor.Forget(w.uid, w.parts.Actor.LogDir(w.pod)); err != nil {
 		return w.cleaned(ctx, "FailedRemove", err)
@@ -81,7 +116,7 @@ func (w *Worker) cleaned(ctx context.Context, reason string, err error) (acted b
 // killAll kills containers side by side. One that has to wait for others gets
 // its turn when all of them have ended.
 func (w *Worker) killAll(ctx context.Context, obs *observed.Pod, actions []plan.Action, deadline time.Time) error {
-	ctx, done := w.interruptible(ctx)
+	ctx, done := w.interruptible(ctx, deadline)
 	defer done()
 	ended := map[string]chan struct{}{}
 	for _, a := range actions {
@@ -99,9 +134,10 @@ func (w *Worker) killAll(ctx context.Context, obs *observed.Pod, actions []plan.
 				<-ended[id]
 			}
 		}()
+		target := w.target(obs, k.ID, deadline)
 		wg.Go(func() {
 			defer close(ended[k.ID])
-			errs[i] = w.parts.Actor.Kill(ctx, w.target(obs, k.ID, deadline), k, turn)
+			errs[i] = w.parts.Actor.Kill(ctx, target, k, turn)
 		})
 	}
 	wg.Wait()
@@ -123,13 +159,16 @@ func (w *Worker) stopRequest() checkpoint.Stop {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.stop == nil {
-		w.stop = &checkpoint.Stop{At: time.Now(), Grace: graceOf(w.pod), Reason: "Killing"}
+		stop := Killing(w.pod)
+		w.stop = &stop
 	}
 	return *w.stop
 }
 
+// target is a container about to be killed.
 func (w *Worker) target(obs *observed.Pod, id string, deadline time.Time) act.Target {
-	t := act.Target{Pod: w.actPod(obs), Deadline: deadline}
+	t := act.Target{Pod: w.actPod(obs), Deadline: deadline, Again: w.state.ending[id]}
+	w.state.ending[id] = true
 	c := obs.ByID(id)
 	if c == nil {
 		t.Container = observed.Container{ID: id}

@@ -10,6 +10,7 @@
 //	worker.go   mailbox and loop
 //	step.go     one look, one decision, one action
 //	stop.go     killing
+//	vain.go     actions that do nothing
 //	publish.go  status, checkpoint, termination messages
 //	explain.go  what it is doing now
 package worker
@@ -17,6 +18,7 @@ package worker
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -89,12 +91,22 @@ type state struct {
 	probes   *probe.Set
 	previous map[string]probe.Result // from before a restart
 	failures map[string]plan.Failure
-	restarts map[string]bool
-	attempts map[string]uint32
+	restarts map[string]bool // containers killed to be started again, by ID
+	past     map[string]plan.Past
 	waiting  map[string]plan.Waiting
 	messages map[string]string // termination messages by container ID
+	ending   map[string]bool   // IDs of containers that are being killed and sandboxes that were stopped
 	cleanup  int               // failed attempts to clean up in a row
-	bootID   string
+	unseen   bool              // what the last action did was not observed yet
+	vain     vain
+	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
+	kept     mail      // as in the checkpoint
+}
+
+// mail is what others want of the pod's end.
+type mail struct {
+	stop      *checkpoint.Stop
+	forgotten bool
 }
 
 // New returns the worker of a pod that this node has not seen before.
@@ -110,19 +122,36 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w := newWorker(parts, config, kept.Pod)
 	w.steps = timeline.Restore(kept.Steps, time.Now())
-	w.state.phase, w.stop = kept.Phase, kept.Stop
+	w.state.phase, w.stop, w.forgotten = kept.Phase, kept.Stop, kept.Forgotten
+	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
+	maps.Copy(w.state.past, kept.Past)
 	if kept.BootID != config.BootID {
-		// The host has booted since: attempts are no longer the runtime's to know.
-		for _, list := range [][]v1.ContainerStatus{kept.Pod.Status.InitContainerStatuses, kept.Pod.Status.ContainerStatuses} {
-			for i := range list {
-				if list[i].ContainerID != "" {
-					w.state.attempts[list[i].Name] = uint32(list[i].RestartCount)
-				}
-			}
-		}
+		// The host has booted since: what ran is no longer the runtime's to know.
+		pastOf(&kept.Pod.Status, w.state.past)
 	}
 	return w
+}
+
+// pastOf adds what a status says of containers that existed.
+func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			c := &list[i]
+			if c.ContainerID == "" {
+				continue
+			}
+			p := plan.Past{Attempt: uint32(c.RestartCount)}
+			end := c.State.Terminated
+			if end == nil && c.State.Waiting != nil {
+				end = c.LastTerminationState.Terminated // it was waiting to be started again
+			}
+			if end != nil {
+				p.Exited, p.ExitCode = true, end.ExitCode
+			}
+			past[c.Name] = p
+		}
+	}
 }
 
 func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
@@ -132,8 +161,9 @@ func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
 		state: state{
 			failures: map[string]plan.Failure{},
 			restarts: map[string]bool{},
-			attempts: map[string]uint32{},
+			past:     map[string]plan.Past{},
 			messages: map[string]string{},
+			ending:   map[string]bool{},
 		},
 	}
 }
@@ -180,17 +210,18 @@ func (w *Worker) Stop(s checkpoint.Stop) {
 func (w *Worker) Forget() {
 	w.mu.Lock()
 	w.forgotten = true
-	grace := int64(30)
-	if s := w.pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		grace = *s
-	}
-	stopped := w.stop != nil
+	pod, stopped := w.pod, w.stop != nil
 	w.mu.Unlock()
 	if stopped {
 		w.Poke()
 		return
 	}
-	w.Stop(checkpoint.Stop{At: time.Now(), Grace: grace, Reason: "Killing", Message: "Stopping container"})
+	w.Stop(Killing(pod))
+}
+
+// Killing is the request to end a pod with its own grace period from now on.
+func Killing(pod *v1.Pod) checkpoint.Stop {
+	return checkpoint.Stop{At: time.Now(), Grace: graceOf(pod), Reason: "Killing"}
 }
 
 // Done is closed when the worker has finished its pod.
@@ -240,14 +271,22 @@ func (w *Worker) Run(ctx context.Context) error {
 // again without being told to; zero is never.
 func (w *Worker) settle(ctx context.Context) time.Time {
 	for ctx.Err() == nil {
+		if w.state.unseen {
+			// Decided on what was known before the last action, the next would
+			// be the same again.
+			if _, err := w.parts.Observations.Refresh(ctx, w.uid); err != nil {
+				if ctx.Err() == nil {
+					w.log().Warn("the runtime cannot be asked about a pod", "err", err)
+				}
+				return time.Now().Add(time.Second)
+			}
+			w.state.unseen = false
+		}
 		acted, wake := w.step(ctx)
 		if !acted {
 			return wake
 		}
-		if _, err := w.parts.Observations.Refresh(ctx, w.uid); err != nil && ctx.Err() == nil {
-			w.log().Warn("the runtime cannot be asked about a pod", "err", err)
-			return time.Now().Add(time.Second)
-		}
+		w.state.unseen = true
 	}
 	return time.Time{}
 }

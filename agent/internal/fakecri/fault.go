@@ -18,6 +18,7 @@ type fault struct {
 	match  string // the request's text must contain it
 	err    error
 	gate   chan struct{} // nil: the call does not hang
+	deaf   bool          // it answers and does nothing
 	goesOn bool          // it ends although its caller has left
 }
 
@@ -38,6 +39,11 @@ func (r *Runtime) Hang(method, match string) (release func()) {
 // was asked for happens on release.
 func (r *Runtime) HangOn(method, match string) (release func()) {
 	return r.misbehave(&fault{method: method, match: match, gate: make(chan struct{}), goesOn: true})
+}
+
+// Deaf lets calls of a method succeed without doing anything.
+func (r *Runtime) Deaf(method string) (mend func()) {
+	return r.misbehave(&fault{method: method, deaf: true})
 }
 
 func (r *Runtime) misbehave(f *fault) (mend func()) {
@@ -76,6 +82,11 @@ func do[T any](ctx context.Context, r *Runtime, method string, req any, work fun
 	switch {
 	case f == nil:
 		return work()
+	case f.deaf:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.log("%s in vain", method)
+		return new(T), nil
 	case f.err != nil:
 		return nil, f.err
 	case !f.goesOn:

@@ -1,0 +1,383 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/event"
+	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/internal/fakecri"
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/worker"
+	"github.com/berth-io/berth/csi/volume"
+)
+
+// world is a node with a fake runtime, in a bubble of time. What an agent has
+// in memory goes with it; the runtime and the directories stay.
+type world struct {
+	t       *testing.T
+	dir     string
+	bootID  string
+	runtime *fakecri.Runtime
+	volumes *volumes
+	cgroups *cgroups
+	hooks   *hooks
+
+	// of the agent that runs
+	events  *event.Recorder
+	kept    *checkpoint.Store
+	parts   worker.Parts
+	config  worker.Config
+	end     context.CancelFunc
+	ctx     context.Context
+	running sync.WaitGroup
+	mu      sync.Mutex
+	workers map[string]*worker.Worker
+}
+
+// inWorld runs a test on a node of its own. Nothing waits for real.
+func inWorld(t *testing.T, test func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{
+			t: t, dir: t.TempDir(), bootID: "boot-1", runtime: fakecri.New(),
+			volumes: &volumes{up: map[string]bool{}}, cgroups: &cgroups{made: map[string]bool{}}, hooks: &hooks{},
+		}
+		w.runtime.HasImages("busybox")
+		w.startAgent()
+		defer w.stopAgent()
+		test(w)
+	})
+}
+
+func (w *world) startAgent() {
+	w.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	var err error
+	if w.events, err = event.Open(event.Config{Path: filepath.Join(w.dir, "events"), NodeName: "node", Keep: 1000, Log: log}); err != nil {
+		w.t.Fatal(err)
+	}
+	if w.kept, err = checkpoint.Open(filepath.Join(w.dir, "kept")); err != nil {
+		w.t.Fatal(err)
+	}
+	w.workers = map[string]*worker.Worker{}
+	store := observed.New(observed.Config{Runtime: w.runtime, Relist: 5 * time.Minute, Log: log, Changed: func(uid string) {
+		w.mu.Lock()
+		found := w.workers[uid]
+		w.mu.Unlock()
+		if found != nil {
+			found.Poke()
+		}
+	}})
+	node := podspec.Node{
+		Name: "node", HostIPs: []string{"192.0.2.1"},
+		PodLogsDir: filepath.Join(w.dir, "logs"), KubeletDir: filepath.Join(w.dir, "kubelet"),
+	}
+	actor := act.New(act.Parts{
+		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events),
+		Volumes: w.volumes, Objects: noObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
+	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
+	w.parts = worker.Parts{Actor: actor, Observations: store, Events: w.events, Checkpoints: w.kept}
+	w.config = worker.Config{
+		Backoff: plan.KubeletBackoff, HostIPs: node.HostIPs, RuntimeName: "fake", BootID: w.bootID, Log: log,
+		ProbeExec: func(ctx context.Context, id string, command []string, timeout time.Duration) ([]byte, int, error) {
+			resp, err := w.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command})
+			return resp.GetStdout(), int(resp.GetExitCode()), err
+		},
+	}
+	w.ctx, w.end = context.WithCancel(w.t.Context())
+	w.running.Go(func() { _ = store.Run(w.ctx) })
+	<-store.Synced()
+}
+
+// stopAgent ends the agent as a crash would, as far as what it keeps goes: it
+// keeps nothing on its way out.
+func (w *world) stopAgent() {
+	w.end()
+	w.running.Wait()
+	w.events.Close()
+}
+
+// restartAgent starts another, with the workers that the checkpoints tell of.
+func (w *world) restartAgent() {
+	w.t.Helper()
+	w.stopAgent()
+	w.startAgent()
+	kept, errs := w.kept.Load()
+	if len(errs) > 0 {
+		w.t.Fatal(errs)
+	}
+	for _, k := range kept {
+		w.run(worker.Restore(w.parts, w.config, k))
+	}
+	synctest.Wait()
+}
+
+func (w *world) start(pod *v1.Pod) *worker.Worker {
+	return w.run(worker.New(w.parts, w.config, pod, time.Now()))
+}
+
+func (w *world) run(k *worker.Worker) *worker.Worker {
+	uid := string(k.Pod().UID)
+	w.mu.Lock()
+	w.workers[uid] = k
+	w.mu.Unlock()
+	w.running.Go(func() { _ = k.Run(w.ctx) })
+	synctest.Wait()
+	return k
+}
+
+// worker finds the worker of this agent.
+func (w *world) worker(name string) *worker.Worker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.workers[name+"-uid"]
+}
+
+// reasons are the reasons of all events so far, oldest first.
+func (w *world) reasons() []string {
+	var out []string
+	for _, e := range w.events.List() {
+		out = append(out, e.Reason)
+	}
+	return out
+}
+
+func (w *world) wantEvent(reason, text string) {
+	w.t.Helper()
+	synctest.Wait()
+	for _, e := range w.events.List() {
+		if e.Reason == reason && strings.Contains(e.Message, text) {
+			return
+		}
+	}
+	w.t.Errorf("no event %s with %q among %q", reason, text, w.reasons())
+}
+
+func (w *world) wantNoEvent(reason string) {
+	w.t.Helper()
+	synctest.Wait()
+	for _, e := range w.events.List() {
+		if e.Reason == reason {
+			w.t.Errorf("there is an event %s: %s", reason, e.Message)
+		}
+	}
+}
+
+func (w *world) wantRunning(names ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	if got := w.runtime.Running(); !slices.Equal(got, names) {
+		w.t.Errorf("%q run, want %q", got, names)
+	}
+}
+
+// wantCalls checks the calls that changed something since mark.
+func (w *world) wantCalls(mark int, want ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	if got := w.runtime.Calls()[mark:]; !slices.Equal(got, want) {
+		w.t.Errorf("the runtime was asked for\n %q, want\n %q", got, want)
+	}
+}
+
+func (w *world) mark() int {
+	synctest.Wait()
+	return len(w.runtime.Calls())
+}
+
+// wantNothingLeft checks that the pod has left no trace.
+func (w *world) wantNothingLeft(k *worker.Worker) {
+	w.t.Helper()
+	synctest.Wait()
+	select {
+	case <-k.Done():
+	default:
+		w.t.Errorf("the worker is not done: %+v", k.Explain().Stuck)
+	}
+	if !w.runtime.Empty() || len(w.volumes.up) > 0 || len(w.cgroups.made) > 0 {
+		w.t.Errorf("left: in the runtime %v, volumes %v, cgroups %v", !w.runtime.Empty(), w.volumes.up, w.cgroups.made)
+	}
+	for _, dir := range []string{"kubelet/pods", "logs", "kept"} {
+		entries, err := os.ReadDir(filepath.Join(w.dir, dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			w.t.Error(err)
+		}
+		for _, e := range entries {
+			w.t.Errorf("left: %s/%s", dir, e.Name())
+		}
+	}
+}
+
+func phaseOf(k *worker.Worker) v1.PodPhase {
+	synctest.Wait()
+	return k.Pod().Status.Phase
+}
+
+func isReady(k *worker.Worker) bool {
+	synctest.Wait()
+	return slices.ContainsFunc(k.Pod().Status.Conditions, func(c v1.PodCondition) bool {
+		return c.Type == v1.PodReady && c.Status == v1.ConditionTrue
+	})
+}
+
+func waitingReason(k *worker.Worker, container string) string {
+	synctest.Wait()
+	s := k.Pod().Status
+	for _, c := range slices.Concat(s.InitContainerStatuses, s.ContainerStatuses) {
+		if c.Name == container && c.State.Waiting != nil {
+			return c.State.Waiting.Reason
+		}
+	}
+	return ""
+}
+
+// pod is a pod of containers that run until they are told to stop.
+func pod(name string, containers ...string) *v1.Pod {
+	grace := int64(30)
+	p := &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(name + "-uid")},
+		Spec:       v1.PodSpec{RestartPolicy: v1.RestartPolicyAlways, TerminationGracePeriodSeconds: &grace, DNSPolicy: v1.DNSDefault},
+	}
+	for _, c := range containers {
+		p.Spec.Containers = append(p.Spec.Containers, container(c))
+	}
+	return p
+}
+
+func container(name string) v1.Container {
+	return v1.Container{Name: name, Image: "busybox", ImagePullPolicy: v1.PullIfNotPresent, TerminationMessagePath: "/dev/termination-log"}
+}
+
+func sidecar(name string) v1.Container {
+	c, always := container(name), v1.ContainerRestartPolicyAlways
+	c.RestartPolicy = &always
+	return c
+}
+
+func execHandler(command string) *v1.LifecycleHandler {
+	return &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{command}}}
+}
+
+// volumes is a volume manager without volumes.
+type volumes struct {
+	mu    sync.Mutex
+	up    map[string]bool // pod UIDs
+	fail  error           // of SetUp
+	hang  bool            // TearDown waits for its caller to leave
+	setUp int
+}
+
+func (v *volumes) SetUp(_ context.Context, p volume.Pod) (map[string]volume.Mounted, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.setUp++
+	v.up[string(p.UID)] = true
+	return map[string]volume.Mounted{}, v.fail
+}
+
+func (v *volumes) SubPath(context.Context, volume.Pod, string, int, volume.Mounted, string, bool) (string, error) {
+	return "", errors.New("there are no volumes")
+}
+
+func (v *volumes) CleanSubPaths(context.Context, string, string) error { return nil }
+
+func (v *volumes) TearDown(ctx context.Context, uid string) error {
+	v.mu.Lock()
+	hang := v.hang
+	v.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return fmt.Errorf("unmount: has not returned: %w", context.Cause(ctx))
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.up, uid)
+	return nil
+}
+
+func (v *volumes) set(fail error, hang bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fail, v.hang = fail, hang
+}
+
+type cgroups struct {
+	mu   sync.Mutex
+	made map[string]bool
+}
+
+func (c *cgroups) EnsurePod(p *v1.Pod) (string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.made[string(p.UID)] = true
+	return "/kubepods/pod" + string(p.UID), nil
+}
+
+func (c *cgroups) RemovePod(_ context.Context, uid string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.made, uid)
+	return nil
+}
+
+func (c *cgroups) Node() qos.NodeInfo { return qos.NodeInfo{} }
+
+// hooks runs handlers that take as long as their command says, or fail.
+type hooks struct {
+	mu  sync.Mutex
+	ran []string
+}
+
+func (h *hooks) Run(ctx context.Context, _ *v1.Pod, c *v1.Container, handler *v1.LifecycleHandler, _, _ string) (string, error) {
+	command := handler.Exec.Command[0]
+	h.mu.Lock()
+	h.ran = append(h.ran, c.Name+" "+command)
+	h.mu.Unlock()
+	if command == "fail" {
+		return "", errors.New("exited with 1")
+	}
+	d, err := time.ParseDuration(command)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-time.After(d):
+		return "", nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+func (h *hooks) list() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.ran)
+}
+
+type noObjects struct{}
+
+func (noObjects) ConfigMap(string, string) (*v1.ConfigMap, error) { return nil, nil }
+func (noObjects) Secret(string, string) (*v1.Secret, error)       { return nil, nil }
+func (noObjects) Claim(string, string) (string, bool, error)      { return "", false, nil }
