@@ -1,0 +1,251 @@
+// Package cri is Berth's CRI runtime: it puts the image store, the network,
+// the shims and the CRI server together and serves them on a unix socket.
+//
+//	server     the CRI services, one file per call
+//	image      images and their layers
+//	network    the pod network, through CNI
+//	shim       one process per sandbox, parent of its containers
+//	store      records of sandboxes and containers
+//	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
+//	spec       what the CRI asks for, as an OCI specification
+package cri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/cgroup"
+	"github.com/berth-io/berth/cri/host"
+	"github.com/berth-io/berth/cri/image"
+	"github.com/berth-io/berth/cri/imagesvc"
+	"github.com/berth-io/berth/cri/network"
+	"github.com/berth-io/berth/cri/server"
+	"github.com/berth-io/berth/cri/shim"
+)
+
+const (
+	// maxMessage bounds a gRPC message, as in other runtimes: a list of many
+	// pods does not fit in the library's 4 MiB.
+	maxMessage = 16 << 20
+	// stopTimeout is how long requests under way may take when Run ends.
+	stopTimeout = 5 * time.Second
+	// runtimeTimeout bounds one command of the OCI runtime.
+	runtimeTimeout = 2 * time.Minute
+)
+
+// The cgroup drivers.
+const (
+	DriverCgroupfs = "cgroupfs"
+	DriverSystemd  = "systemd"
+)
+
+// Config of the runtime.
+type Config struct {
+	RunDir        string // state of this boot, /run/berth; keep it short: it leads to sockets
+	StateDir      string // writable layers, /var/lib/berth
+	Socket        string // unix socket to serve on
+	ShimBinary    string
+	RuntimeBinary string // the OCI runtime of pods that name no handler
+	RuntimeRoot   string // its --root; empty: RunDir/runc
+	// Handlers are the OCI runtimes of other runtime handlers, by name.
+	Handlers     map[string]string
+	CgroupDriver string // DriverCgroupfs or DriverSystemd
+	Version      string // of the build
+	Network      network.Config
+	Image        image.Config
+	Logger       *slog.Logger
+}
+
+// Runtime is a CRI runtime. Make it with New, then Run it once.
+type Runtime struct {
+	cfg     Config
+	log     *slog.Logger
+	lock    *os.File
+	images  *image.Store
+	network *network.Network
+	server  *server.Server
+	streams net.Listener
+}
+
+// New opens everything and starts nothing. While the Runtime is not closed, no
+// other can be made on the same RunDir.
+func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.RuntimeRoot == "" {
+		cfg.RuntimeRoot = filepath.Join(cfg.RunDir, "runc")
+	}
+	if cfg.CgroupDriver != DriverCgroupfs && cfg.CgroupDriver != DriverSystemd {
+		return nil, fmt.Errorf("cgroup driver %q: it is %s or %s", cfg.CgroupDriver, DriverCgroupfs, DriverSystemd)
+	}
+	r := &Runtime{cfg: cfg, log: cfg.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Close())
+		}
+	}()
+	if r.lock, err = lockDir(cfg.RunDir); err != nil {
+		return nil, err
+	}
+	if r.images, err = image.Open(ctx, cfg.Image); err != nil {
+		return nil, fmt.Errorf("open the image store: %w", err)
+	}
+	r.network = network.New(cfg.Network)
+	if r.streams, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, fmt.Errorf("listen for exec, attach and port-forward: %w", err)
+	}
+	config, err := r.serverConfig()
+	if err != nil {
+		return nil, err
+	}
+	r.server, err = server.New(config, r.images, r.network, shims{})
+	return r, err
+}
+
+func (r *Runtime) serverConfig() (server.Config, error) {
+	cfg := r.cfg
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		return server.Config{}, err
+	}
+	bootID, err := host.BootID()
+	if err != nil {
+		return server.Config{}, err
+	}
+	probed, err := host.Probe(cgroups.Unified, cfg.CgroupDriver == DriverSystemd)
+	if err != nil {
+		return server.Config{}, err
+	}
+	if probed.AppArmor != "" {
+		if err := host.LoadAppArmor(); err != nil {
+			return server.Config{}, err
+		}
+	}
+	runtime := func(binary, root string) shim.Runtime {
+		return shim.Runtime{
+			Binary: binary, Root: root, Timeout: runtimeTimeout,
+			SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
+		}
+	}
+	c := server.Config{
+		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
+		Runtime:  runtime(cfg.RuntimeBinary, cfg.RuntimeRoot),
+		Handlers: map[string]shim.Runtime{},
+		Host:     probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
+		StreamAddr: r.streams.Addr().String(), Logger: r.log,
+	}
+	for name, binary := range cfg.Handlers {
+		c.Handlers[name] = runtime(binary, filepath.Join(cfg.RunDir, "runtime-"+name))
+	}
+	return c, nil
+}
+
+// lockDir keeps two daemons from working on one directory.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, fmt.Errorf("create the run directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "cri.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of the run directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another daemon works on %s: stop it or use another run directory: %w", dir, err)
+	}
+	return f, nil
+}
+
+// Run takes control of what an earlier daemon left, then serves until ctx
+// ends. Containers go on running after it. Run closes the Runtime.
+func (r *Runtime) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, r.Close()) }()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.network.Run(ctx) })
+	if err := r.server.Restart(ctx); err != nil {
+		return fmt.Errorf("take control of the sandboxes: %w", err)
+	}
+	group.Go(func() error { return r.images.Run(ctx) })
+	listener, err := r.listen()
+	if err != nil {
+		return err
+	}
+	streams := &http.Server{Handler: r.server.StreamHandler(), ReadHeaderTimeout: time.Minute}
+	group.Go(func() error {
+		if err := streams.Serve(r.streams); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve exec, attach and port-forward: %w", err)
+		}
+		return nil
+	})
+	rpc := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	runtimeapi.RegisterRuntimeServiceServer(rpc, r.server)
+	runtimeapi.RegisterImageServiceServer(rpc, r.server)
+	imagesvc.Register(rpc, r.images)
+	group.Go(func() error { return rpc.Serve(listener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		// Event streams never end by themselves.
+		force := time.AfterFunc(stopTimeout, rpc.Stop)
+		defer force.Stop()
+		r.server.EndEvents()
+		rpc.GracefulStop()
+		return streams.Close()
+	})
+	r.log.Info("CRI served", "socket", r.cfg.Socket)
+	return group.Wait()
+}
+
+// listen takes the place of a socket that a killed daemon left.
+func (r *Runtime) listen() (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(r.cfg.Socket), 0o755); err != nil {
+		return nil, fmt.Errorf("create the socket's directory: %w", err)
+	}
+	if err := os.Remove(r.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the old socket: %w", err)
+	}
+	listener, err := net.Listen("unix", r.cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on the CRI socket: %w", err)
+	}
+	if err := os.Chmod(r.cfg.Socket, 0o660); err != nil {
+		return nil, errors.Join(fmt.Errorf("set the mode of the CRI socket: %w", err), listener.Close())
+	}
+	return listener, nil
+}
+
+// Close lets go of everything but the shims and their containers. It is for a
+// Runtime that is not run; Run does it itself.
+func (r *Runtime) Close() error {
+	var errs []error
+	if r.server != nil {
+		r.server.Close()
+		r.server = nil
+	}
+	if r.streams != nil {
+		if err := r.streams.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if r.images != nil {
+		errs = append(errs, r.images.Close())
+		r.images = nil
+	}
+	if r.lock != nil {
+		errs = append(errs, r.lock.Close())
+		r.lock = nil
+	}
+	return errors.Join(errs...)
+}

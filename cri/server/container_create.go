@@ -1,0 +1,218 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/host"
+	"github.com/berth-io/berth/cri/image"
+	"github.com/berth-io/berth/cri/spec"
+	"github.com/berth-io/berth/cri/store"
+	"github.com/berth-io/berth/internal/failpoint"
+)
+
+// CreateContainer makes all that a container needs to start: its record, its
+// root file system and its OCI bundle.
+func (s *Server) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	sb, err := s.sandboxes.Find(req.GetPodSandboxId())
+	if err != nil {
+		return nil, findError("sandbox", req.GetPodSandboxId(), err)
+	}
+	if !sb.Ready() {
+		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %s is not ready but %s", sb.ID, sb.State)
+	}
+	if err := spec.ValidateContainer(req.GetConfig(), sb.Config); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	name := containerName(req.GetConfig().GetMetadata(), sb.ID)
+	id, err := s.join(ctx, "container "+name, func(ctx context.Context) (string, error) {
+		return s.createContainer(ctx, name, sb, req.GetConfig())
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+func containerName(m *runtimeapi.ContainerMetadata, sandboxID string) string {
+	return strings.Join([]string{m.GetName(), strconv.FormatUint(uint64(m.GetAttempt()), 10), sandboxID}, "_")
+}
+
+func (s *Server) createContainer(ctx context.Context, name string, sb store.Sandbox, config *runtimeapi.ContainerConfig) (string, error) {
+	if held, ok := s.containers.Named(name); ok {
+		if held.State == store.ContainerCreated {
+			return held.ID, nil // the answer to an earlier request was lost
+		}
+		return "", status.Errorf(codes.AlreadyExists, "container %s exists as %s, and is %s: remove it or ask for another attempt", name, held.ID, held.State)
+	}
+	img, ok := s.images.Get(config.GetImage().GetImage())
+	if !ok {
+		return "", status.Errorf(codes.NotFound, "image %q is not on this node: pull it first", config.GetImage().GetImage())
+	}
+	tl := newTimeline()
+	c, err := s.newContainer(name, sb, config, img)
+	if err != nil {
+		return "", err
+	}
+	if err := s.containers.Add(c); err != nil {
+		return "", err
+	}
+	failpoint.Hit("cri/container-recorded")
+	user, err := s.buildContainer(sb, c, img, tl)
+	if err == nil {
+		_, err = s.containers.Update(c.ID, func(c *store.Container) error {
+			c.User, c.Timeline = user, tl.done()
+			return c.Move(store.ContainerCreated)
+		})
+	}
+	if err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationTimeout)
+		defer cancel()
+		if undoErr := s.removeContainer(undo, c.ID); undoErr != nil {
+			err = errors.Join(err, fmt.Errorf("undo it: %w", undoErr))
+		}
+		return "", fmt.Errorf("create container %s: %w", name, err)
+	}
+	failpoint.Hit("cri/container-created")
+	s.log.Info("container created", "container", c.ID, "name", config.GetMetadata().GetName(), "sandbox", sb.ID, "pod", podName(sb), "took", time.Since(tl.began))
+	s.publish(sb.ID, c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return c.ID, nil
+}
+
+// newContainer fills in the record that is written before anything is made.
+func (s *Server) newContainer(name string, sb store.Sandbox, config *runtimeapi.ContainerConfig, img image.Image) (store.Container, error) {
+	id := newID()
+	cg, err := spec.ContainerCgroup(sb.Cgroup, id, s.cfg.Host)
+	if err != nil {
+		return store.Container{}, status.Error(codes.InvalidArgument, err.Error())
+	}
+	c := store.Container{
+		ID: id, SandboxID: sb.ID, Name: name, Config: config,
+		ImageID: img.ID, ImageRef: imageRef(img), ChainID: img.ChainID,
+		Resources: config.GetLinux().GetResources(), Cgroup: cg.Path,
+		StopSignal: stopSignal(config, img), CreatedAt: time.Now(),
+		Status: store.Status{State: store.ContainerCreating},
+	}
+	if dir := sb.Config.GetLogDirectory(); dir != "" && config.GetLogPath() != "" {
+		c.LogPath = filepath.Join(dir, config.GetLogPath())
+	}
+	if _, err := signalNumber(c.StopSignal); err != nil {
+		return store.Container{}, status.Errorf(codes.InvalidArgument, "stop signal: %v", err)
+	}
+	return c, nil
+}
+
+// imageRef is the digested reference, or the ID of an image that came from no
+// registry.
+func imageRef(img image.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
+}
+
+// buildContainer makes the side effects of a creation; removeContainer undoes
+// them, whichever there are.
+func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.Image, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
+	if err := s.images.Retain(img.ChainID, c.ID); err != nil {
+		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
+	}
+	done := tl.step("rootfs")
+	if err := s.layer(c.ID).Create(img.Layers); err != nil {
+		return nil, err
+	}
+	done()
+	failpoint.Hit("cri/rootfs-mounted")
+	defer tl.step("spec")()
+	if c.LogPath != "" {
+		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
+			return nil, fmt.Errorf("create the log directory: %w", err)
+		}
+	}
+	in, err := s.specInput(sb, c, img)
+	if err != nil {
+		return nil, err
+	}
+	built, user, err := spec.Build(in, s.cfg.Host)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	s.noteOOMScore(c, built)
+	config, err := json.Marshal(built)
+	if err != nil {
+		return nil, fmt.Errorf("encode the OCI configuration: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(s.containers.Dir(c.ID), "config.json"), config, 0o600); err != nil {
+		return nil, fmt.Errorf("write the OCI configuration: %w", err)
+	}
+	failpoint.Hit("cri/bundle-written")
+	return user, nil
+}
+
+// noteOOMScore tells once that scores are not what was asked for.
+func (s *Server) noteOOMScore(c store.Container, built *specs.Spec) {
+	asked := c.Config.GetLinux().GetResources().GetOomScoreAdj()
+	if built.Process.OOMScoreAdj == nil || int64(*built.Process.OOMScoreAdj) == asked {
+		return
+	}
+	s.warnOOM.Do(func() {
+		s.log.Warn("without CAP_SYS_RESOURCE, OOM scores cannot be set lower than the daemon's own",
+			"asked", asked, "set", *built.Process.OOMScoreAdj)
+	})
+}
+
+// specInput gathers what the specification is made from.
+func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image) (spec.Input, error) {
+	cg, err := spec.ContainerCgroup(sb.Cgroup, c.ID, s.cfg.Host)
+	if err != nil {
+		return spec.Input{}, err
+	}
+	hostname, err := s.hostname(sb)
+	if err != nil {
+		return spec.Input{}, err
+	}
+	in := spec.Input{
+		ID: c.ID, SandboxID: sb.ID, Sandbox: sb.Config, Container: c.Config, Image: img.Config,
+		Hostname: hostname, Rootfs: s.layer(c.ID).Mount, CgroupsPath: cg.OCI,
+		PodMounts: s.podMounts(sb, c.Config),
+	}
+	if in.Accounts, err = host.Accounts(in.Rootfs); err != nil {
+		return in, err
+	}
+	if err := s.joinNamespaces(&in, sb, c.Config); err != nil {
+		return in, err
+	}
+	sc := c.Config.GetLinux().GetSecurityContext()
+	if in.Devices, in.DeviceRules, err = host.Asked(c.Config.GetDevices()); err != nil {
+		return in, err
+	}
+	if sc.GetPrivileged() {
+		if in.Devices, err = host.Devices(); err != nil {
+			return in, err
+		}
+	}
+	if file := spec.SeccompFile(sc); file != "" {
+		if in.SeccompProfile, err = os.ReadFile(file); err != nil {
+			return in, fmt.Errorf("read the seccomp profile: %w", err)
+		}
+	}
+	volumes, err := imageVolumes(s.layer(c.ID), img, c.Config.GetMounts())
+	if err != nil {
+		return in, err
+	}
+	in.PodMounts = append(in.PodMounts, volumes...)
+	in.Mounts, err = requestMounts(c.Config.GetMounts())
+	return in, err
+}

@@ -1,0 +1,94 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/shim"
+	"github.com/berth-io/berth/cri/store"
+)
+
+// ExecSync runs a command in a container and returns its output.
+func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	if len(req.GetCmd()) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "cmd: it is empty")
+	}
+	c, client, err := s.runningContainer(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	process, err := s.execProcess(c, req.GetCmd(), false)
+	if err != nil {
+		return nil, err
+	}
+	timeout := time.Duration(req.GetTimeout()) * time.Second
+	result, err := client.ExecSync(ctx, shim.Process{ContainerID: c.ID, Spec: process, Timeout: timeout})
+	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
+	}
+	if result.TimedOut {
+		// The kubelet's probes look for this code.
+		return nil, status.Errorf(codes.DeadlineExceeded, "exec in container %s: command timed out after %s", c.ID, timeout)
+	}
+	return &runtimeapi.ExecSyncResponse{Stdout: result.Stdout, Stderr: result.Stderr, ExitCode: int32(result.ExitCode)}, nil
+}
+
+// runningContainer finds a container that processes can be started in.
+func (s *Server) runningContainer(id string) (store.Container, Shim, error) {
+	c, err := s.containers.Find(id)
+	if err != nil {
+		return c, nil, findError("container", id, err)
+	}
+	if c.State != store.ContainerRunning {
+		return c, nil, status.Errorf(codes.FailedPrecondition, "container %s is not running but %s", c.ID, c.State)
+	}
+	client := s.pod(c.SandboxID).client()
+	if client == nil {
+		return c, nil, status.Errorf(codes.Unavailable, "the shim of container %s is gone", c.ID)
+	}
+	return c, client, nil
+}
+
+// execProcess is the container's own process with another command: the same
+// user, environment and confinement.
+func (s *Server) execProcess(c store.Container, command []string, tty bool) (specs.Process, error) {
+	data, err := os.ReadFile(filepath.Join(s.containers.Dir(c.ID), "config.json"))
+	if err != nil {
+		return specs.Process{}, fmt.Errorf("read the OCI configuration: %w", err)
+	}
+	var config struct{ Process *specs.Process }
+	if err := json.Unmarshal(data, &config); err != nil {
+		return specs.Process{}, fmt.Errorf("parse the OCI configuration: %w", err)
+	}
+	if config.Process == nil {
+		return specs.Process{}, errors.New("the OCI configuration has no process")
+	}
+	p := *config.Process
+	p.Args, p.Terminal = command, tty
+	if tty && !config.Process.Terminal {
+		p.Env = append(p.Env, "TERM=xterm")
+	}
+	return p, nil
+}
+
+// ReopenContainerLog makes the shim open the log anew after its rotation.
+func (s *Server) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	c, client, err := s.runningContainer(req.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if err := client.ReopenLog(ctx, c.ID); err != nil {
+		return nil, fmt.Errorf("reopen the log of container %s: %w", c.ID, err)
+	}
+	return &runtimeapi.ReopenContainerLogResponse{}, nil
+}
