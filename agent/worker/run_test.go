@@ -268,8 +268,8 @@ func TestAMissingObjectIsWaitedForAndItsComingNoticedAtOnce(t *testing.T) {
 		if s := k.Explain().Stuck; s == nil || s.Step != timeline.Volumes {
 			t.Errorf("stuck in %+v", s)
 		}
-		if w.volumes.setUp > 20 {
-			t.Errorf("tried %d times in ten minutes", w.volumes.setUp)
+		if w.volumes.tries() > 20 {
+			t.Errorf("tried %d times in ten minutes", w.volumes.tries())
 		}
 		w.volumes.set(nil, false)
 		k.ObjectsChanged()
@@ -285,16 +285,16 @@ func TestAVolumeThatCannotBeRefreshedDoesNotHoldUpRestarts(t *testing.T) {
 		w.wantEvent("FailedMount", "not found")
 		w.runtime.Exit("a", 1)
 		w.wantRunning("a")
-		before := w.volumes.setUp
+		before := w.volumes.tries()
 		for range 100 { // nor is it tried at each occasion
 			k.Poke()
 			synctest.Wait()
 		}
-		if n := w.volumes.setUp - before; n > 0 {
+		if n := w.volumes.tries() - before; n > 0 {
 			t.Errorf("refreshed %d times without a pause", n)
 		}
 		time.Sleep(10 * time.Second)
-		if w.volumes.setUp == before {
+		if w.volumes.tries() == before {
 			t.Error("not tried again")
 		}
 	})

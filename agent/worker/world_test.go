@@ -317,6 +317,14 @@ func (v *volumes) TearDown(ctx context.Context, uid string) error {
 	return nil
 }
 
+// tries is how often SetUp was called.
+func (v *volumes) tries() int {
+	synctest.Wait()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.setUp
+}
+
 func (v *volumes) set(fail error, hang bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
