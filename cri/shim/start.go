@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -78,7 +80,7 @@ func spawn(s Sandbox, listener int) (pid int, err error) {
 		argv = append(argv, "-systemd-cgroup")
 	}
 	pid, err = syscall.ForkExec(s.Binary, argv, &syscall.ProcAttr{
-		Env:   os.Environ(),
+		Env:   environment(os.Environ()),
 		Dir:   "/",
 		Files: []uintptr{null.Fd(), null.Fd(), log.Fd(), uintptr(listener)},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
@@ -87,6 +89,20 @@ func spawn(s Sandbox, listener int) (pid int, err error) {
 		return 0, fmt.Errorf("execute %s: %w (install berth-shim beside berth, or set shimBinary)", s.Binary, err)
 	}
 	return pid, nil
+}
+
+// environment is the daemon's without what the service manager told the daemon
+// alone. With NOTIFY_SOCKET above all runc would wait for the container to
+// report that it is ready.
+func environment(daemon []string) []string {
+	return slices.DeleteFunc(daemon, func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+			return true
+		}
+		return false
+	})
 }
 
 // listen makes DIR/shim.sock.

@@ -82,7 +82,7 @@ func (s *server) state() []wire.ContainerState {
 func (s *server) run(spec wire.Container) (wire.ContainerState, error) {
 	c := &container{spec: spec, done: make(chan struct{}), state: wire.ContainerState{ID: spec.ID}}
 	var err error
-	if c.io, err = newStdio(spec); err != nil {
+	if c.io, err = newStdio(spec, &s.buffers); err != nil {
 		return wire.ContainerState{}, fmt.Errorf("stdio of container %s: %w", spec.ID, err)
 	}
 	s.mu.Lock()

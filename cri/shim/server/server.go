@@ -27,6 +27,7 @@ import (
 
 	"github.com/berth-io/berth/cri/shim/internal/oci"
 	"github.com/berth-io/berth/cri/shim/internal/reap"
+	"github.com/berth-io/berth/cri/shim/internal/stream"
 	"github.com/berth-io/berth/cri/shim/internal/wire"
 	"github.com/berth-io/berth/cri/shim/podinit"
 )
@@ -48,6 +49,7 @@ const quiet = 2 * time.Second
 type server struct {
 	reaper  *reap.Reaper
 	runtime *oci.Runtime
+	buffers stream.Buffers
 	rest    *time.Timer // until the memory of the last work is given back
 
 	mu         sync.Mutex
@@ -61,6 +63,7 @@ type server struct {
 func Run(cfg Config, listenFD int) error {
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(20)
+	unix.CloseOnExec(listenFD) // the shim lives as long as somebody holds it, and nobody else may
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
 	}

@@ -27,8 +27,9 @@ var errNoTerminal = errors.New("the process has no terminal")
 
 // stdio are the shim's ends of a container's standard streams.
 type stdio struct {
-	spec wire.Container
-	log  *crilog.File // nil: output is discarded
+	spec    wire.Container
+	buffers *stream.Buffers // of the shim
+	log     *crilog.File    // nil: output is discarded
 
 	// childEnds are for the runtime and closed once it has them.
 	childEnds [3]int
@@ -39,8 +40,8 @@ type stdio struct {
 	outputs []*stream.Output
 }
 
-func newStdio(spec wire.Container) (_ *stdio, err error) {
-	s := &stdio{spec: spec, stdin: -1, childEnds: [3]int{-1, -1, -1}}
+func newStdio(spec wire.Container, buffers *stream.Buffers) (_ *stdio, err error) {
+	s := &stdio{spec: spec, buffers: buffers, stdin: -1, childEnds: [3]int{-1, -1, -1}}
 	defer func() {
 		if err != nil {
 			s.closeChild()
@@ -107,7 +108,7 @@ func (s *stdio) listenTo(name string, fd int) error {
 	if err != nil {
 		return err
 	}
-	out, err := stream.New(name, file, s.log)
+	out, err := stream.New(name, file, s.log, s.buffers)
 	if err != nil {
 		_ = file.Close()
 		return err

@@ -24,16 +24,30 @@ const (
 	pipeMax = 64 << 10
 )
 
-// Both pools are shared by all streams, and used only while there is something
-// to read: a quiet container holds no buffer.
-var (
-	readBuffers = sync.Pool{New: func() any { return new([readSize]byte) }}
-	logBuffers  = sync.Pool{New: func() any { return new([]byte) }}
-)
+// Buffers are shared by all streams of a shim, and used only while there is
+// something to read: a quiet container holds none. The zero value is ready.
+type Buffers struct {
+	read, log sync.Pool
+}
+
+func (b *Buffers) getRead() *[readSize]byte {
+	if buf, ok := b.read.Get().(*[readSize]byte); ok {
+		return buf
+	}
+	return new([readSize]byte)
+}
+
+func (b *Buffers) getLog() *[]byte {
+	if buf, ok := b.log.Get().(*[]byte); ok {
+		return buf
+	}
+	return new([]byte)
+}
 
 // Output is one stream of one container.
 type Output struct {
 	file  *os.File
+	bufs  *Buffers
 	raw   syscall.RawConn
 	split *crilog.Splitter
 	log   *crilog.File // nil: no log
@@ -48,13 +62,13 @@ type Output struct {
 
 // New makes an Output that reads from file, which it takes over. The stream's
 // name is stdout or stderr. log may be nil.
-func New(name string, file *os.File, log *crilog.File) (*Output, error) {
+func New(name string, file *os.File, log *crilog.File, bufs *Buffers) (*Output, error) {
 	raw, err := file.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("container's %s: %w", name, err)
 	}
 	return &Output{
-		file: file, raw: raw, split: crilog.NewSplitter(name), log: log,
+		file: file, raw: raw, bufs: bufs, split: crilog.NewSplitter(name), log: log,
 		drained: make(chan struct{}), done: make(chan struct{}),
 	}, nil
 }
@@ -64,7 +78,7 @@ func (o *Output) Run() {
 	for end := false; !end; {
 		var got chunk
 		err := o.raw.Read(func(fd uintptr) bool {
-			got = readNow(fd)
+			got = o.readNow(fd)
 			return got.err != unix.EAGAIN
 		})
 		switch {
@@ -98,15 +112,15 @@ type chunk struct {
 	err error
 }
 
-func readNow(fd uintptr) chunk {
-	buf := readBuffers.Get().(*[readSize]byte)
+func (o *Output) readNow(fd uintptr) chunk {
+	buf := o.bufs.getRead()
 	for {
 		n, err := unix.Read(int(fd), buf[:])
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			readBuffers.Put(buf)
+			o.bufs.read.Put(buf)
 			return chunk{err: err}
 		}
 		return chunk{buf: buf, n: n}
@@ -119,7 +133,7 @@ func (o *Output) handle(c chunk) (end bool) {
 	if c.err != nil {
 		return true
 	}
-	defer readBuffers.Put(c.buf)
+	defer o.bufs.read.Put(c.buf)
 	if c.n == 0 {
 		return true
 	}
@@ -130,8 +144,8 @@ func (o *Output) handle(c chunk) (end bool) {
 	if o.log == nil {
 		return false
 	}
-	batch := logBuffers.Get().(*[]byte)
-	defer logBuffers.Put(batch)
+	batch := o.bufs.getLog()
+	defer o.bufs.log.Put(batch)
 	now := time.Now()
 	for len(data) > 0 {
 		*batch, data = o.split.Append((*batch)[:0], data, now)
@@ -225,7 +239,7 @@ func (o *Output) Drain(patience time.Duration) {
 func (o *Output) drain() (end bool) {
 	for left := pipeMax; left > 0 && !end; left -= readSize {
 		var got chunk
-		if err := o.raw.Control(func(fd uintptr) { got = readNow(fd) }); err != nil {
+		if err := o.raw.Control(func(fd uintptr) { got = o.readNow(fd) }); err != nil {
 			end = true
 		} else if got.err == unix.EAGAIN {
 			break
