@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -68,6 +69,10 @@ const (
 	maxMessage = 16 << 20
 )
 
+// reconnect is how a runtime that is not there yet, or not any more, is looked
+// for again: it is on this host, and asking costs nothing.
+var reconnect = backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 500 * time.Millisecond}
+
 // Agent is the node agent; New puts it together, Run runs it.
 type Agent struct {
 	config     Config
@@ -95,6 +100,7 @@ func New(c Config) (*Agent, error) {
 	var err error
 	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
