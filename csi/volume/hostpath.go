@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -41,20 +42,18 @@ func checkHostPath(path string, wanted v1.HostPathType) error {
 		case v1.HostPathFileOrCreate:
 			return makeFile(path)
 		}
-		return fmt.Errorf("does not exist, and type %s does not make it", wanted)
+		return fmt.Errorf("does not exist; with type %s it must", wanted)
 	}
 	if err != nil {
 		return err
 	}
-	is := typeOf(st.Mode())
-	if is == wanted || is+"OrCreate" == wanted && is != "" {
-		return nil
+	if is := typeOf(st.Mode()); is != wanted && is+"OrCreate" != wanted {
+		return fmt.Errorf("is a %s, not a %s", is, strings.TrimSuffix(string(wanted), "OrCreate"))
 	}
-	return fmt.Errorf("is not what type %s says: its mode is %s", wanted, st.Mode())
+	return nil
 }
 
-// typeOf is the type of hostPath that a file of this mode satisfies; empty for
-// what no type names.
+// typeOf is the type of hostPath that a file of this mode satisfies.
 func typeOf(mode fs.FileMode) v1.HostPathType {
 	switch mode.Type() {
 	case fs.ModeDir:
@@ -67,8 +66,10 @@ func typeOf(mode fs.FileMode) v1.HostPathType {
 		return v1.HostPathCharDev
 	case fs.ModeDevice:
 		return v1.HostPathBlockDev
+	case fs.ModeNamedPipe:
+		return "FIFO"
 	}
-	return ""
+	return v1.HostPathType(mode.Type().String()) // nothing Linux has
 }
 
 func makeFile(path string) error {

@@ -101,9 +101,12 @@ func (m *mounts) tmpfs(target string, options []string) error {
 		if !errors.Is(err, unix.EINVAL) {
 			return err
 		}
+	}
+	err := unix.Mount("tmpfs", target, "tmpfs", 0, strings.Join(options, ","))
+	if err == nil {
 		m.noNoswap.Store(true)
 	}
-	return unix.Mount("tmpfs", target, "tmpfs", 0, strings.Join(options, ","))
+	return err
 }
 
 // bind mounts the file or directory that fd is open on, whatever its path
@@ -149,7 +152,7 @@ func makeDir(dir string, fsGroup *int64) error {
 	}
 	mode := uint32(0o777)
 	if fsGroup != nil {
-		if err := os.Chown(staged, -1, int(*fsGroup)); err != nil {
+		if err := os.Lchown(staged, -1, int(*fsGroup)); err != nil {
 			return err
 		}
 		mode |= unix.S_ISGID
@@ -158,7 +161,23 @@ func makeDir(dir string, fsGroup *int64) error {
 		return err
 	}
 	failpoint.Hit("volume/staged")
-	return os.Rename(staged, dir)
+	return publish(unix.AT_FDCWD, staged, dir)
+}
+
+// publish gives a staged directory its name. A directory that has the name
+// already, from another pod that shares the volume above, is as good and stays.
+func publish(dirfd int, staged, name string) error {
+	err := unix.Renameat2(dirfd, staged, dirfd, name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) { // NFS does not know NOREPLACE
+		err = unix.Renameat(dirfd, staged, dirfd, name)
+	}
+	if errors.Is(err, unix.EEXIST) {
+		err = unix.Unlinkat(dirfd, staged, unix.AT_REMOVEDIR)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("make directory %s: %w", name, err)
+	}
+	return nil
 }
 
 // chmod sets a mode with the kernel's bits, whatever the umask.

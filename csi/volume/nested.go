@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"path/filepath"
@@ -10,21 +11,32 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// makeNested makes the directories where containers mount other volumes inside
-// this one: it is read-only for them and their runtime. Names that the volume
-// itself shows are left alone.
-func makeNested(dir, volume string, pod *v1.Pod, shown map[string]bool) error {
+// nested lists the paths in a volume where containers of the pod mount other
+// volumes.
+func nested(volume string, pod *v1.Pod) []string {
+	var rels []string
 	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
-			for _, rel := range nestedPaths(volume, list[i].VolumeMounts) {
-				first, _, _ := strings.Cut(rel, "/")
-				if shown[first] || strings.HasPrefix(first, "..") {
-					continue
-				}
-				if err := makeDirs(filepath.Join(dir, rel)); err != nil {
-					return err
-				}
-			}
+			rels = append(rels, nestedPaths(volume, list[i].VolumeMounts)...)
+		}
+	}
+	return rels
+}
+
+func firstElement(rel string) string {
+	first, _, _ := strings.Cut(rel, "/")
+	return first
+}
+
+// makeMountPoints makes directories for nested mounts: the volume is read-only
+// for the containers' runtime. Names that the volume itself shows are left alone.
+func makeMountPoints(dir string, rels []string, shown map[string]bool) error {
+	for _, rel := range rels {
+		if first := firstElement(rel); shown[first] || strings.HasPrefix(first, "..") {
+			continue
+		}
+		if err := makeDirs(filepath.Join(dir, rel)); err != nil {
+			return fmt.Errorf("make a mount point for another volume: %w", err)
 		}
 	}
 	return nil

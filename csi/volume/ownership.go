@@ -22,68 +22,89 @@ const (
 	groupReadDirMode  = 0o550 | unix.S_ISGID
 )
 
-// giveTo gives a directory and all in it to a group. It walks by descriptors,
-// never follows a symlink and leaves alone what is mounted below. With the policy
-// OnRootMismatch it does nothing when the directory itself is the group's; that
-// one is changed last, so an interrupted walk is seen.
-func giveTo(ctx context.Context, dir *os.File, path string, group int64, policy v1.PodFSGroupChangePolicy, at *step) error {
+// giveTo gives a directory and all in it to a group. It never follows a symlink
+// and leaves alone what is mounted below. With the policy OnRootMismatch it does
+// nothing when the directory itself is the group's; that one is changed last,
+// so an interrupted walk is seen.
+func giveTo(ctx context.Context, root *os.File, path string, group int64, policy v1.PodFSGroupChangePolicy, at *step) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
 		return fmt.Errorf("stat %s: %w", path, err)
 	}
 	if policy == v1.FSGroupChangeOnRootMismatch && int64(st.Gid) == group && st.Mode&groupDirMode == groupDirMode {
 		return nil
 	}
 	at.set("give %s to group %d", path, group)
-	return giveDir(ctx, dir, path, group)
-}
-
-func giveDir(ctx context.Context, dir *os.File, path string, group int64) error {
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return fmt.Errorf("list %s: %w", path, err)
-	}
-	for _, name := range names {
+	// Each directory is opened from the root, so the walk holds two descriptors
+	// however deep a container has nested its directories.
+	for todo := []string{"."}; len(todo) > 0; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		full := filepath.Join(path, name)
-		fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{
-			Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV,
-		})
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EXDEV) {
-			continue // gone meanwhile, or a mount
-		}
-		if err != nil {
-			return fmt.Errorf("open %s: %w", full, err)
-		}
-		err = giveEntry(ctx, dir, fd, name, full, group)
-		unix.Close(fd)
+		dir := todo[len(todo)-1]
+		below, err := giveEntries(root, dir, path, group)
 		if err != nil {
 			return err
 		}
+		todo = append(todo[:len(todo)-1], below...)
 	}
-	return give(int(dir.Fd()), path, group)
+	return give(int(root.Fd()), path, group)
 }
 
-func giveEntry(ctx context.Context, parent *os.File, fd int, name, full string, group int64) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("stat %s: %w", full, err)
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return give(fd, full, group)
-	}
-	sub, err := openDir(int(parent.Fd()), name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-		return nil // replaced meanwhile, by the pod that uses the volume too
+// giveEntries changes what is in one directory and returns the directories in it.
+func giveEntries(root *os.File, rel, path string, group int64) (below []string, err error) {
+	dir, err := openDir(int(root.Fd()), rel)
+	if replaced(err) {
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("open %s: %w", full, err)
+		return nil, fmt.Errorf("open %s: %w", filepath.Join(path, rel), err)
 	}
-	defer sub.Close()
-	return giveDir(ctx, sub, full, group)
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", filepath.Join(path, rel), err)
+	}
+	for _, name := range names {
+		isDir, err := giveEntry(dir, name, filepath.Join(path, rel, name), group)
+		if err != nil {
+			return nil, err
+		}
+		if isDir {
+			below = append(below, filepath.Join(rel, name))
+		}
+	}
+	return below, nil
+}
+
+func giveEntry(dir *os.File, name, full string, group int64) (isDir bool, err error) {
+	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV,
+	})
+	if replaced(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open %s: %w", full, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, fmt.Errorf("stat %s: %w", full, err)
+	}
+	return st.Mode&unix.S_IFMT == unix.S_IFDIR, give(fd, full, group)
+}
+
+// replaced tells an entry that another pod with this volume removed or replaced
+// meanwhile, and one that something is mounted on.
+func replaced(err error) bool {
+	for _, known := range []error{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EXDEV} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // give changes the file that fd is open on, which may be with O_PATH.

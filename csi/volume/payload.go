@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,8 +92,7 @@ func (f payload) check() error {
 func (f payload) top() map[string]bool {
 	names := make(map[string]bool, len(f))
 	for name := range f {
-		first, _, _ := strings.Cut(name, "/")
-		names[first] = true
+		names[firstElement(name)] = true
 	}
 	return names
 }
@@ -119,11 +119,11 @@ func (r request) write(ctx context.Context, files payload, where storage) (Mount
 		return Mounted{}, err
 	}
 	r.at.set("write %s", r.dir)
-	w := writer{dir: r.dir, group: r.pod.fsGroup()}
+	w := writer{dir: r.dir, group: r.pod.fsGroup(), mountPoints: nested(r.spec.Name, r.pod.Pod)}
 	if err := w.write(ctx, files); err != nil {
 		return Mounted{}, err
 	}
-	if err := makeNested(r.dir, r.spec.Name, r.pod.Pod, files.top()); err != nil {
+	if err := makeMountPoints(r.dir, w.mountPoints, files.top()); err != nil {
 		return Mounted{}, err
 	}
 	return Mounted{HostPath: r.dir, ReadOnly: true}, nil
@@ -133,6 +133,8 @@ func (r request) write(ctx context.Context, files payload, where storage) (Mount
 type writer struct {
 	dir   string
 	group *int64
+	// mountPoints are the paths in it where containers mount other volumes.
+	mountPoints []string
 }
 
 func (w writer) write(ctx context.Context, files payload) error {
@@ -299,8 +301,12 @@ func (w writer) link(name string) error {
 	if !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// A subPath that was not there yet, or a mount point below the volume, is
-	// an empty directory in the way. unlink and rmdir refuse all else.
+	// Removing the mount point of a running container would unmount it there.
+	if slices.ContainsFunc(w.mountPoints, func(rel string) bool { return firstElement(rel) == name }) {
+		return nil
+	}
+	// An empty directory is here when a container was given this subPath before
+	// the file existed.
 	if rmErr := os.Remove(at); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
 		return rmErr
 	}

@@ -208,12 +208,5 @@ func makeIn(parent int, name string, mode uint32) error {
 		return err
 	}
 	failpoint.Hit("volume/subpath-staged")
-	err = unix.Renameat2(parent, staged, parent, name, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EEXIST) {
-		err = unix.Unlinkat(parent, staged, unix.AT_REMOVEDIR)
-	}
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	return err
+	return publish(parent, staged, name)
 }
