@@ -4,11 +4,11 @@ package hook
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -17,98 +17,128 @@ import (
 	"github.com/berth-io/berth/agent/probe"
 )
 
-// maxBody is how much of an HTTP answer is kept for the pod's events, as the
-// kubelet keeps it.
-const maxBody = 10 << 10
+// maxOutput bounds what is kept of a command's output, in bytes.
+const maxOutput = 10 << 10
 
 // Exec runs a command in a container; output is stdout and stderr joined. A
 // timeout of zero leaves the bound to ctx.
 type Exec func(ctx context.Context, containerID string, command []string, timeout time.Duration) (output []byte, exitCode int, err error)
 
 // Config of a Runner.
-type Config struct{ Exec Exec }
+type Config struct {
+	Exec Exec
+	// Event is told when a handler worked otherwise than its pod says
+	// (LifecycleHTTPFallback); nil for nobody.
+	Event func(pod *v1.Pod, eventType, reason, message string)
+}
 
-// Runner runs handlers.
+// Runner runs handlers; it keeps nothing between two of them.
 type Runner struct {
-	exec Exec
-	http *http.Client
+	config Config
+	client *http.Client
 }
 
 // New returns a Runner.
 func New(c Config) *Runner {
-	transport := &http.Transport{
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // #nosec: as the API defines it
-		DisableKeepAlives: true,
-		Proxy:             nil, // pods are never behind the node's proxy
-	}
-	return &Runner{exec: c.Exec, http: &http.Client{Transport: transport}}
+	return &Runner{config: c, client: &http.Client{
+		Transport:     probe.NewTransport(),
+		CheckRedirect: probe.FollowOnHost,
+	}}
 }
 
-// Run runs a handler to its end, or to ctx's. message is what the handler
-// said, for the pod's events; the error says what went wrong.
-func (r *Runner) Run(ctx context.Context, _ *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error) {
+// Run runs a handler to its end, or to ctx's, against the container and, by
+// default, podIP. message is what a command that succeeded has said. An error's
+// text is the kubelet's: it names the handler, the container and the pod, and
+// says what a command that failed has said.
+func (r *Runner) Run(ctx context.Context, pod *v1.Pod, c *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error) {
+	of := fmt.Sprintf("for Container %q in Pod %q failed", c.Name, fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID))
 	switch {
 	case handler.Exec != nil:
-		return r.runExec(ctx, handler.Exec.Command, containerID)
+		output, err := r.exec(ctx, handler.Exec.Command, containerID)
+		if err != nil {
+			return "", fmt.Errorf("Exec lifecycle hook (%v) %s - error: %w, message: %q", handler.Exec.Command, of, err, output)
+		}
+		return output, nil
 	case handler.HTTPGet != nil:
-		return r.runHTTP(ctx, handler.HTTPGet, container, podIP)
+		if err := r.httpGet(ctx, pod, c, handler.HTTPGet, podIP); err != nil {
+			return "", fmt.Errorf("HTTP lifecycle hook (%s) %s - error: %w", handler.HTTPGet.Path, of, err)
+		}
+		return "", nil
 	case handler.Sleep != nil:
-		return "", sleep(ctx, time.Duration(handler.Sleep.Seconds)*time.Second)
+		if err := sleep(ctx, handler.Sleep.Seconds); err != nil {
+			return "", fmt.Errorf("Sleep lifecycle hook (%d) %s - error: %w", handler.Sleep.Seconds, of, err)
+		}
+		return "", nil
 	case handler.TCPSocket != nil:
-		return "", errors.New("a tcpSocket handler cannot be run: the API keeps it for old manifests only")
+		return "", errors.New("Cannot run handler: invalid handler: tcpSocket is kept in the API for old manifests and was never carried out; use exec, httpGet or sleep")
+	default:
+		return "", errors.New("Cannot run handler: invalid handler: it needs exec, httpGet or sleep")
 	}
-	return "", errors.New("the handler is empty: it needs exec, httpGet or sleep")
 }
 
-func (r *Runner) runExec(ctx context.Context, command []string, containerID string) (string, error) {
-	out, code, err := r.exec(ctx, containerID, command, 0)
-	message := strings.TrimSpace(string(out))
-	if err != nil {
-		return message, fmt.Errorf("command %q: %w", strings.Join(command, " "), err)
+func (r *Runner) exec(ctx context.Context, command []string, containerID string) (string, error) {
+	out, code, err := r.config.Exec(ctx, containerID, command, 0)
+	output := string(out[:min(len(out), maxOutput)])
+	if err == nil && code != 0 {
+		err = fmt.Errorf("command '%s' exited with %d", strings.Join(command, " "), code)
 	}
-	if code != 0 {
-		return message, fmt.Errorf("command %q exited with %d: %s", strings.Join(command, " "), code, message)
-	}
-	return message, nil
+	return output, err
 }
 
-func (r *Runner) runHTTP(ctx context.Context, get *v1.HTTPGetAction, container *v1.Container, podIP string) (string, error) {
-	req, err := probe.NewRequest(ctx, get, container, podIP, "lifecycle")
+// httpGet succeeds when there is an answer, whatever its status.
+func (r *Runner) httpGet(ctx context.Context, pod *v1.Pod, c *v1.Container, action *v1.HTTPGetAction, podIP string) error {
+	if action.Host == "" && podIP == "" {
+		return errors.New("failed to find networking container: the pod has no address")
+	}
+	req, err := probe.NewRequest(ctx, action, c, podIP, "lifecycle")
 	if err != nil {
-		return "", fmt.Errorf("http hook: %w", err)
+		return err
 	}
-	body, err := r.get(req)
-	if err == nil || req.URL.Scheme != "https" || !strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
-		return body, err
+	err = r.do(req)
+	if !answeredHTTP(err) {
+		return err
 	}
-	// The kubelet ignored the scheme for years: manifests that say HTTPS and
-	// mean HTTP exist, and work there.
-	req = req.Clone(ctx)
-	req.URL.Scheme = "http"
-	req.Header.Del("Authorization")
-	return r.get(req)
+	// Kubernetes ignored the scheme up to 1.25: handlers exist that say HTTPS,
+	// mean HTTP, and work. Credentials do not follow into the open.
+	plain := req.Clone(ctx)
+	plain.URL.Scheme = "http"
+	plain.Header.Del("Authorization")
+	if r.do(plain) != nil {
+		return err
+	}
+	if r.config.Event != nil {
+		r.config.Event(pod, v1.EventTypeWarning, "LifecycleHTTPFallback",
+			fmt.Sprintf("request to HTTPS lifecycle hook %s got HTTP response, retry with HTTP succeeded", req.URL.Host))
+	}
+	return nil
 }
 
-func (r *Runner) get(req *http.Request) (string, error) {
-	resp, err := r.http.Do(req)
+func (r *Runner) do(req *http.Request) error {
+	res, err := r.client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("http hook: %w", err)
+		return err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return "", fmt.Errorf("http hook %s: read the answer: %w", req.URL, err)
-	}
-	return string(body), nil
+	defer res.Body.Close()
+	// The handler may do its work while it writes its answer. What the answer
+	// says, and whether it comes to its end, is nobody's business.
+	_, _ = io.CopyN(io.Discard, res.Body, maxOutput)
+	return nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
+// answeredHTTP tells whether a request for HTTPS met a server of HTTP; net/http
+// has no error value for that.
+func answeredHTTP(err error) bool {
+	var urlErr *url.Error
+	return errors.As(err, &urlErr) && strings.Contains(urlErr.Err.Error(), "server gave HTTP response to HTTPS client")
+}
+
+func sleep(ctx context.Context, seconds int64) error {
+	t := time.NewTimer(time.Duration(seconds) * time.Second)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("sleep of %s was cut short: %w", d, context.Cause(ctx))
+		return fmt.Errorf("container terminated before sleep hook finished: %w", context.Cause(ctx))
 	}
 }

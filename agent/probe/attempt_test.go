@@ -70,7 +70,7 @@ func TestHTTPProbe(t *testing.T) {
 			if tt.action.Port == (intstr.IntOrString{}) {
 				tt.action.Port = intstr.FromString("web")
 			}
-			got := httpGet(t.Context(), newTransport(), &tt.action, withPort(t, tt.server.URL), "127.0.0.1", 10*time.Second)
+			got := httpGet(t.Context(), NewTransport(), &tt.action, withPort(t, tt.server.URL), "127.0.0.1", 10*time.Second)
 			if got.status != tt.status || !strings.HasPrefix(got.message, tt.message) {
 				t.Errorf("got %+v, want %d %q", got, tt.status, tt.message)
 			}
@@ -79,18 +79,18 @@ func TestHTTPProbe(t *testing.T) {
 
 	t.Run("headers are the kubelet's", func(t *testing.T) {
 		c := withPort(t, plain.URL)
-		httpGet(t.Context(), newTransport(), &v1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}, c, "127.0.0.1", 10*time.Second)
+		httpGet(t.Context(), NewTransport(), &v1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}, c, "127.0.0.1", 10*time.Second)
 		if ua, accept := seen.UserAgent(), seen.Header.Get("Accept"); ua != "kube-probe/1.36" || accept != "*/*" || seen.Header.Get("Accept-Encoding") != "" || !seen.Close {
 			t.Errorf("User-Agent %q, Accept %q, %v", ua, accept, seen.Header)
 		}
 		headers := []v1.HTTPHeader{{Name: "Host", Value: "web.example"}, {Name: "X-A", Value: "1"}, {Name: "X-A", Value: "2"}, {Name: "accept", Value: ""}, {Name: "user-agent", Value: "me"}}
-		httpGet(t.Context(), newTransport(), &v1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web"), HTTPHeaders: headers}, c, "127.0.0.1", 10*time.Second)
+		httpGet(t.Context(), NewTransport(), &v1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web"), HTTPHeaders: headers}, c, "127.0.0.1", 10*time.Second)
 		if seen.Host != "web.example" || len(seen.Header["X-A"]) != 2 || seen.UserAgent() != "me" || seen.Header["Accept"] != nil {
 			t.Errorf("Host %s, %v", seen.Host, seen.Header)
 		}
 	})
 	t.Run("no more than 10 KiB of a body are kept", func(t *testing.T) {
-		got := httpGet(t.Context(), newTransport(), &v1.HTTPGetAction{Path: "/big", Port: intstr.FromString("web")}, withPort(t, plain.URL), "127.0.0.1", 10*time.Second)
+		got := httpGet(t.Context(), NewTransport(), &v1.HTTPGetAction{Path: "/big", Port: intstr.FromString("web")}, withPort(t, plain.URL), "127.0.0.1", 10*time.Second)
 		if got.status != success || len(got.message) != 10<<10 {
 			t.Errorf("status %d, %d bytes", got.status, len(got.message))
 		}
@@ -101,7 +101,7 @@ func TestHTTPProbeOfASilentServerTimesOut(t *testing.T) {
 	address := silentListener(t)
 	_, port, _ := net.SplitHostPort(address)
 	n, _ := strconv.Atoi(port)
-	got := httpGet(t.Context(), newTransport(), &v1.HTTPGetAction{Path: "/", Port: intstr.FromInt(n)}, &v1.Container{Name: "app"}, "127.0.0.1", time.Millisecond)
+	got := httpGet(t.Context(), NewTransport(), &v1.HTTPGetAction{Path: "/", Port: intstr.FromInt(n)}, &v1.Container{Name: "app"}, "127.0.0.1", time.Millisecond)
 	if want := `Get "http://` + address + `/": context deadline exceeded (Client.Timeout exceeded while awaiting headers)`; got != (outcome{failure, want}) &&
 		!strings.Contains(got.message, "i/o timeout") { // of the dial, on a busy machine
 		t.Errorf("got %+v, want %q", got, want)

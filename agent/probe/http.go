@@ -20,9 +20,9 @@ import (
 // is part of the User-Agent, which servers are known to look at.
 const version = "1.36"
 
-// newTransport makes connections for one request each: no proxy, no
+// NewTransport returns a transport that makes a connection for each request: no proxy, no
 // compression, and no look at the certificate, whose name no one knows.
-func newTransport() *http.Transport {
+func NewTransport() *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:     &tls.Config{InsecureSkipVerify: true},
 		TLSHandshakeTimeout: 10 * time.Second,
@@ -40,7 +40,7 @@ func httpGet(ctx context.Context, transport http.RoundTripper, action *v1.HTTPGe
 		return outcome{unknown, err.Error()}
 	}
 	// The client's own time-out makes the message the kubelet's.
-	client := http.Client{Transport: transport, Timeout: limit, CheckRedirect: followOnHost}
+	client := http.Client{Transport: transport, Timeout: limit, CheckRedirect: FollowOnHost}
 	res, err := client.Do(req)
 	if err != nil {
 		return outcome{failure, err.Error()}
@@ -61,9 +61,9 @@ func httpGet(ctx context.Context, transport http.RoundTripper, action *v1.HTTPGe
 	}
 }
 
-// followOnHost follows redirects within a host name; what lies on another is
+// FollowOnHost follows redirects within a host name; what lies on another is
 // not the container's health.
-func followOnHost(req *http.Request, via []*http.Request) error {
+func FollowOnHost(req *http.Request, via []*http.Request) error {
 	if req.URL.Hostname() != via[0].URL.Hostname() {
 		return http.ErrUseLastResponse
 	}

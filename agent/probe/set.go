@@ -56,7 +56,7 @@ func NewSet(ctx context.Context, config Config, pod *v1.Pod) *Set {
 		ctx:        ctx,
 		cancel:     cancel,
 		changed:    make(chan struct{}, 1),
-		transport:  newTransport(),
+		transport:  NewTransport(),
 		containers: map[string]*container{},
 	}
 }
