@@ -66,13 +66,14 @@ func (r *Runner) Run(ctx context.Context, pod *v1.Pod, c *v1.Container, handler 
 		return "", nil
 	case handler.Sleep != nil:
 		if err := sleep(ctx, handler.Sleep.Seconds); err != nil {
+			//lint:ignore ST1005 the kubelet's text
 			return "", fmt.Errorf("Sleep lifecycle hook (%d) %s - error: %w", handler.Sleep.Seconds, of, err)
 		}
 		return "", nil
 	case handler.TCPSocket != nil:
-		return "", errors.New("Cannot run handler: invalid handler: tcpSocket is kept in the API for old manifests and was never carried out; use exec, httpGet or sleep")
+		return "", errors.New("cannot run handler: invalid handler: tcpSocket is kept in the API for old manifests and was never carried out; use exec, httpGet or sleep")
 	default:
-		return "", errors.New("Cannot run handler: invalid handler: it needs exec, httpGet or sleep")
+		return "", errors.New("cannot run handler: invalid handler: it needs exec, httpGet or sleep")
 	}
 }
 

@@ -158,7 +158,7 @@ func TestOtherHandlersAreRefused(t *testing.T) {
 		"tcpSocket": {TCPSocket: &v1.TCPSocketAction{}},
 		"empty":     {},
 	} {
-		if _, err := New(Config{}).Run(t.Context(), testPod(), &v1.Container{Name: "app"}, &handler, "c1", ""); !strings.HasPrefix(text(err), "Cannot run handler: invalid handler: ") {
+		if _, err := New(Config{}).Run(t.Context(), testPod(), &v1.Container{Name: "app"}, &handler, "c1", ""); !strings.HasPrefix(text(err), "cannot run handler: invalid handler: ") {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}

@@ -124,6 +124,7 @@ func containerSecurity(c Container, node Node) (*runtimeapi.LinuxContainerSecuri
 	if out.Seccomp, err = seccomp(sc.SeccompProfile, node); err != nil {
 		return nil, err
 	}
+	//lint:ignore SA1019 runtimes that know no typed profiles read nothing else
 	out.Apparmor, out.ApparmorProfile, err = apparmor(c.Pod, c.Container)
 	return out, err
 }

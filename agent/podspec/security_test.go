@@ -95,6 +95,7 @@ func describe(sc *runtimeapi.LinuxContainerSecurityContext) string {
 		b.WriteString(" nnp")
 	}
 	if sc.Apparmor != nil {
+		//lint:ignore SA1019 runtimes that know no typed profiles read nothing else
 		b.WriteString(" apparmor=" + profile(sc.Apparmor) + "(" + sc.ApparmorProfile + ")")
 	}
 	return b.String()
