@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -286,7 +287,7 @@ func TestACancelledCallerDoesNotEndThePullOfAnother(t *testing.T) {
 		stays <- err
 	}()
 	for s.flights.passengers(flightKey{ref: ref}) < 2 {
-		// The second caller reports nothing until the registry goes on.
+		time.Sleep(time.Millisecond) // the second caller hears nothing until the registry goes on
 	}
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -70,6 +71,7 @@ func TestRunCollectsWhatWasRemoved(t *testing.T) {
 		if _, err := os.Stat(img.Layers[0]); os.IsNotExist(err) {
 			break
 		}
+		time.Sleep(time.Millisecond)
 	}
 	cancel()
 	if err := <-ended; err != nil {
