@@ -192,7 +192,7 @@ func TestAPodIsOverWhenItsContainersAre(t *testing.T) {
 		if got := phaseOf(k); got != v1.PodSucceeded {
 			t.Errorf("phase %s", got)
 		}
-		if len(w.volumes.up) > 0 || len(w.cgroups.made) > 0 {
+		if len(w.volumes.UIDs()) > 0 || len(w.cgroups.UIDs()) > 0 {
 			t.Error("volumes or the cgroup were not given back")
 		}
 		if w.runtime.Empty() {
@@ -260,7 +260,7 @@ func TestAPodBeyondItsBackoffLimitIsFailed(t *testing.T) {
 
 func TestAMissingObjectIsWaitedForAndItsComingNoticedAtOnce(t *testing.T) {
 	inWorld(t, func(w *world) {
-		w.volumes.set(errors.New(`volume "config": ConfigMap default/x not found`), false)
+		w.volumes.Set(errors.New(`volume "config": ConfigMap default/x not found`), false)
 		k := w.start(pod("web", "a"))
 		w.wantRunning()
 		w.wantEvent("FailedMount", "not found")
@@ -268,10 +268,10 @@ func TestAMissingObjectIsWaitedForAndItsComingNoticedAtOnce(t *testing.T) {
 		if s := k.Explain().Stuck; s == nil || s.Step != timeline.Volumes {
 			t.Errorf("stuck in %+v", s)
 		}
-		if w.volumes.tries() > 20 {
-			t.Errorf("tried %d times in ten minutes", w.volumes.tries())
+		if w.tries() > 20 {
+			t.Errorf("tried %d times in ten minutes", w.tries())
 		}
-		w.volumes.set(nil, false)
+		w.volumes.Set(nil, false)
 		k.ObjectsChanged()
 		w.wantRunning("a")
 	})
@@ -280,21 +280,21 @@ func TestAMissingObjectIsWaitedForAndItsComingNoticedAtOnce(t *testing.T) {
 func TestAVolumeThatCannotBeRefreshedDoesNotHoldUpRestarts(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.start(pod("web", "a"))
-		w.volumes.set(errors.New(`volume "config": ConfigMap default/x not found`), false)
+		w.volumes.Set(errors.New(`volume "config": ConfigMap default/x not found`), false)
 		k.ObjectsChanged()
 		w.wantEvent("FailedMount", "not found")
 		w.runtime.Exit("a", 1)
 		w.wantRunning("a")
-		before := w.volumes.tries()
+		before := w.tries()
 		for range 100 { // nor is it tried at each occasion
 			k.Poke()
 			synctest.Wait()
 		}
-		if n := w.volumes.tries() - before; n > 0 {
+		if n := w.tries() - before; n > 0 {
 			t.Errorf("refreshed %d times without a pause", n)
 		}
 		time.Sleep(10 * time.Second)
-		if w.volumes.tries() == before {
+		if w.tries() == before {
 			t.Error("not tried again")
 		}
 	})

@@ -111,7 +111,7 @@ func TestAShorterGracePeriodInterruptsAStopUnderWay(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		w.wantRunning()
 		w.wantCalls(mark, "StopContainer a 3599s", "StopContainer a 5s", "StopPodSandbox web 0")
-		if ran := w.hooks.list(); !slices.Equal(ran, []string{"a 1s"}) {
+		if ran := w.hooks.Ran(); !slices.Equal(ran, []string{"a 1s"}) {
 			t.Errorf("hooks %q ran, want the one once", ran)
 		}
 		w.wantNoEvent("FailedKillPod")
@@ -191,7 +191,7 @@ func TestAFailedStopIsTriedAgainAndTold(t *testing.T) {
 func TestVolumesThatHangAreNamedAndTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.start(pod("web", "a"))
-		w.volumes.set(nil, true)
+		w.volumes.Set(nil, true)
 		k.Forget()
 		synctest.Wait()
 		if s := k.Explain().Stuck; s == nil || s.Step != timeline.Release {
@@ -199,7 +199,7 @@ func TestVolumesThatHangAreNamedAndTriedAgain(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		w.wantEvent("FailedRelease", "has not returned")
-		w.volumes.set(nil, false)
+		w.volumes.Set(nil, false)
 		time.Sleep(5 * time.Minute)
 		w.wantNothingLeft(k)
 	})

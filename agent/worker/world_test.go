@@ -3,7 +3,6 @@ package worker_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -25,12 +24,11 @@ import (
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/internal/fakecri"
+	"github.com/berth-io/berth/agent/internal/fakehost"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
-	"github.com/berth-io/berth/agent/qos"
 	"github.com/berth-io/berth/agent/worker"
-	"github.com/berth-io/berth/csi/volume"
 )
 
 // world is a node with a fake runtime, in a bubble of time. What an agent has
@@ -40,9 +38,9 @@ type world struct {
 	dir     string
 	bootID  string
 	runtime *fakecri.Runtime
-	volumes *volumes
-	cgroups *cgroups
-	hooks   *hooks
+	volumes *fakehost.Volumes
+	cgroups *fakehost.Cgroups
+	hooks   *fakehost.Hooks
 
 	// of the agent that runs
 	events  *event.Recorder
@@ -62,7 +60,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			t: t, dir: t.TempDir(), bootID: "boot-1", runtime: fakecri.New(),
-			volumes: &volumes{up: map[string]bool{}}, cgroups: &cgroups{made: map[string]bool{}}, hooks: &hooks{},
+			volumes: &fakehost.Volumes{}, cgroups: &fakehost.Cgroups{}, hooks: &fakehost.Hooks{},
 		}
 		w.runtime.HasImages("busybox")
 		w.startAgent()
@@ -96,7 +94,7 @@ func (w *world) startAgent() {
 	}
 	actor := act.New(act.Parts{
 		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events),
-		Volumes: w.volumes, Objects: noObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
+		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
 	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
 	w.parts = worker.Parts{Actor: actor, Observations: store, Events: w.events, Checkpoints: w.kept}
 	w.config = worker.Config{
@@ -216,8 +214,8 @@ func (w *world) wantNothingLeft(k *worker.Worker) {
 	default:
 		w.t.Errorf("the worker is not done: %+v", k.Explain().Stuck)
 	}
-	if !w.runtime.Empty() || len(w.volumes.up) > 0 || len(w.cgroups.made) > 0 {
-		w.t.Errorf("left: in the runtime %v, volumes %v, cgroups %v", !w.runtime.Empty(), w.volumes.up, w.cgroups.made)
+	if !w.runtime.Empty() || len(w.volumes.UIDs()) > 0 || len(w.cgroups.UIDs()) > 0 {
+		w.t.Errorf("left: in the runtime %v, volumes %v, cgroups %v", !w.runtime.Empty(), w.volumes.UIDs(), w.cgroups.UIDs())
 	}
 	for _, dir := range []string{"kubelet/pods", "logs", "kept"} {
 		entries, err := os.ReadDir(filepath.Join(w.dir, dir))
@@ -280,112 +278,8 @@ func execHandler(command string) *v1.LifecycleHandler {
 	return &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{command}}}
 }
 
-// volumes is a volume manager without volumes.
-type volumes struct {
-	mu    sync.Mutex
-	up    map[string]bool // pod UIDs
-	fail  error           // of SetUp
-	hang  bool            // TearDown waits for its caller to leave
-	setUp int
-}
-
-func (v *volumes) SetUp(_ context.Context, p volume.Pod) (map[string]volume.Mounted, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.setUp++
-	v.up[string(p.UID)] = true
-	return map[string]volume.Mounted{}, v.fail
-}
-
-func (v *volumes) SubPath(context.Context, volume.Pod, string, int, volume.Mounted, string, bool) (string, error) {
-	return "", errors.New("there are no volumes")
-}
-
-func (v *volumes) CleanSubPaths(context.Context, string, string) error { return nil }
-
-func (v *volumes) TearDown(ctx context.Context, uid string) error {
-	v.mu.Lock()
-	hang := v.hang
-	v.mu.Unlock()
-	if hang {
-		<-ctx.Done()
-		return fmt.Errorf("unmount: has not returned: %w", context.Cause(ctx))
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	delete(v.up, uid)
-	return nil
-}
-
-// tries is how often SetUp was called.
-func (v *volumes) tries() int {
+// tries is how often volumes were set up or refreshed.
+func (w *world) tries() int {
 	synctest.Wait()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.setUp
+	return w.volumes.Tries()
 }
-
-func (v *volumes) set(fail error, hang bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.fail, v.hang = fail, hang
-}
-
-type cgroups struct {
-	mu   sync.Mutex
-	made map[string]bool
-}
-
-func (c *cgroups) EnsurePod(p *v1.Pod) (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.made[string(p.UID)] = true
-	return "/kubepods/pod" + string(p.UID), nil
-}
-
-func (c *cgroups) RemovePod(_ context.Context, uid string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.made, uid)
-	return nil
-}
-
-func (c *cgroups) Node() qos.NodeInfo { return qos.NodeInfo{} }
-
-// hooks runs handlers that take as long as their command says, or fail.
-type hooks struct {
-	mu  sync.Mutex
-	ran []string
-}
-
-func (h *hooks) Run(ctx context.Context, _ *v1.Pod, c *v1.Container, handler *v1.LifecycleHandler, _, _ string) (string, error) {
-	command := handler.Exec.Command[0]
-	h.mu.Lock()
-	h.ran = append(h.ran, c.Name+" "+command)
-	h.mu.Unlock()
-	if command == "fail" {
-		return "", errors.New("exited with 1")
-	}
-	d, err := time.ParseDuration(command)
-	if err != nil {
-		return "", err
-	}
-	select {
-	case <-time.After(d):
-		return "", nil
-	case <-ctx.Done():
-		return "", ctx.Err()
-	}
-}
-
-func (h *hooks) list() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.ran)
-}
-
-type noObjects struct{}
-
-func (noObjects) ConfigMap(string, string) (*v1.ConfigMap, error) { return nil, nil }
-func (noObjects) Secret(string, string) (*v1.Secret, error)       { return nil, nil }
-func (noObjects) Claim(string, string) (string, bool, error)      { return "", false, nil }

@@ -1,0 +1,420 @@
+package dispatch_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/dispatch"
+	"github.com/berth-io/berth/agent/event"
+	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/internal/fakecri"
+	"github.com/berth-io/berth/agent/internal/fakehost"
+	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/worker"
+)
+
+// world is a node whose agent is only its dispatcher, in a bubble of time.
+type world struct {
+	t       *testing.T
+	dir     string
+	runtime *fakecri.Runtime
+	volumes *fakehost.Volumes
+	cgroups *fakehost.Cgroups
+
+	d     *dispatch.Dispatcher
+	ctx   context.Context
+	end   context.CancelFunc
+	ended chan struct{}
+}
+
+func inWorld(t *testing.T, test func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, dir: t.TempDir(), runtime: fakecri.New(), volumes: &fakehost.Volumes{}, cgroups: &fakehost.Cgroups{}}
+		w.runtime.HasImages("busybox")
+		test(w)
+		if w.end != nil {
+			w.stopAgent()
+		}
+	})
+}
+
+func (w *world) startAgent() {
+	w.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	events, err := event.Open(event.Config{Path: filepath.Join(w.dir, "events"), NodeName: "node", Keep: 1000, Log: log})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	kept, err := checkpoint.Open(filepath.Join(w.dir, "kept"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	store := observed.New(observed.Config{Runtime: w.runtime, Relist: 5 * time.Minute, Log: log, Changed: func(uid string) { w.d.Observed(uid) }})
+	node := podspec.Node{Name: "node", PodLogsDir: filepath.Join(w.dir, "logs"), KubeletDir: filepath.Join(w.dir, "kubelet")}
+	w.d = dispatch.New(dispatch.Config{
+		Parts: worker.Parts{
+			Actor: act.New(act.Parts{
+				Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, events), Volumes: w.volumes,
+				Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: &fakehost.Hooks{}, Events: events,
+			}, act.Config{Node: node, Parallel: 4, RuntimeTimeout: 2 * time.Minute, Log: log}),
+			Observations: store, Events: events, Checkpoints: kept,
+		},
+		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
+		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log,
+	})
+	w.ctx, w.end = context.WithCancel(w.t.Context())
+	w.ended = make(chan struct{})
+	go func() {
+		defer close(w.ended)
+		defer events.Close()
+		stored := make(chan struct{})
+		go func() {
+			defer close(stored)
+			_ = store.Run(w.ctx)
+		}()
+		_ = w.d.Run(w.ctx)
+		<-stored
+	}()
+	synctest.Wait()
+}
+
+func (w *world) stopAgent() {
+	w.end()
+	<-w.ended
+	w.end = nil
+}
+
+func (w *world) restartAgent() {
+	w.stopAgent()
+	w.startAgent()
+}
+
+// want says what all sources together want.
+func (w *world) want(pods ...*v1.Pod) {
+	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, Complete: true, At: time.Now()})
+	synctest.Wait()
+}
+
+// wantIncomplete is want before every source has reported.
+func (w *world) wantIncomplete(pods ...*v1.Pod) {
+	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, At: time.Now()})
+	synctest.Wait()
+}
+
+func (w *world) check(sandboxes ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	if got := w.runtime.ReadySandboxes(); !slices.Equal(got, sandboxes) {
+		w.t.Errorf("sandboxes %q are ready, want %q", got, sandboxes)
+	}
+}
+
+func (w *world) checkNothingLeft() {
+	w.t.Helper()
+	synctest.Wait()
+	if !w.runtime.Empty() || len(w.volumes.UIDs()) > 0 || len(w.cgroups.UIDs()) > 0 || len(w.d.Pods()) > 0 {
+		w.t.Errorf("left: in the runtime %v, volumes %v, cgroups %v, workers of %d", !w.runtime.Empty(), w.volumes.UIDs(), w.cgroups.UIDs(), len(w.d.Pods()))
+	}
+	for _, dir := range []string{"kubelet/pods", "logs", "kept"} {
+		entries, _ := os.ReadDir(filepath.Join(w.dir, dir)) // not there: nothing left
+		for _, e := range entries {
+			w.t.Errorf("left: %s/%s", dir, e.Name())
+		}
+	}
+}
+
+func (w *world) inControl() bool {
+	synctest.Wait()
+	select {
+	case <-w.d.InControl():
+		return true
+	default:
+		return false
+	}
+}
+
+// leave starts a pod as an agent before this one would have.
+func (w *world) leave(name, uid string) {
+	w.t.Helper()
+	labels := map[string]string{podspec.LabelPodUID: uid, podspec.LabelPodName: name, podspec.LabelPodNamespace: "default"}
+	sb, err := w.runtime.RunPodSandbox(w.t.Context(), &runtimeapi.RunPodSandboxRequest{Config: &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: uid}, Labels: labels,
+	}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := w.runtime.CreateContainer(w.t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sb.GetPodSandboxId(), Config: &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "a"}, Image: &runtimeapi.ImageSpec{Image: "busybox"},
+		Labels: labels, Annotations: map[string]string{podspec.AnnotationTerminationGracePeriod: "7"},
+	}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.runtime.StartContainer(w.t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.GetContainerId()}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func pod(name, uid string) *v1.Pod {
+	grace := int64(30)
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(uid)},
+		Spec: v1.PodSpec{
+			RestartPolicy: v1.RestartPolicyAlways, TerminationGracePeriodSeconds: &grace, DNSPolicy: v1.DNSDefault,
+			Containers: []v1.Container{{Name: "a", Image: "busybox", ImagePullPolicy: v1.PullIfNotPresent}},
+		},
+	}
+}
+
+func TestPodsComeAndGoWithTheSources(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		w.want(pod("web", "1"), pod("db", "2"))
+		w.check("1 0", "2 0")
+		w.want(pod("db", "2"))
+		w.check("2 0")
+		var names []string
+		for _, p := range w.d.Pods() {
+			names = append(names, p.Name)
+		}
+		if !slices.Equal(names, []string{"db"}) {
+			t.Errorf("pods %q", names)
+		}
+		w.want()
+		w.checkNothingLeft()
+	})
+}
+
+func TestPodsOfOneNameNeverOverlap(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(pod("web", "old"))
+		w.want(pod("web", "new"))
+		w.check("old 0")
+		if pods := w.d.Pods(); len(pods) != 2 {
+			t.Errorf("%d pods are listed, want the one that ends and the one that waits", len(pods))
+		}
+		time.Sleep(29 * time.Second)
+		w.check("old 0")
+		time.Sleep(time.Second)
+		w.check("new 0")
+	})
+}
+
+func TestTheNewestOfSeveralSuccessorsIsStarted(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		for i := range 4 {
+			w.want(pod("web", fmt.Sprint(i)))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Minute)
+		w.check("3 0")
+		for _, call := range w.runtime.Calls() {
+			if strings.HasPrefix(call, "RunPodSandbox") && call != "RunPodSandbox web 0" {
+				t.Errorf("%s", call)
+			}
+		}
+		w.want()
+		time.Sleep(time.Minute)
+		w.checkNothingLeft()
+	})
+}
+
+func TestAPodRemovedAndAddedAgainEndsAndStartsAnew(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(pod("web", "1"))
+		w.want()
+		w.want(pod("web", "1")) // the same UID, and it still ends
+		first := w.d.Worker("default", "web")
+		time.Sleep(time.Minute)
+		w.check("1 0")
+		if second := w.d.Worker("default", "web"); second == first || second == nil {
+			t.Error("it is still the one that ended")
+		}
+	})
+}
+
+func TestAPodRemovedAndAddedAgainWhileTheAgentIsAway(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(pod("web", "1"))
+		w.want()
+		w.restartAgent()
+		w.want(pod("web", "1"))
+		time.Sleep(time.Minute)
+		w.check("1 0")
+	})
+}
+
+func TestNothingIsEndedBeforeEverySourceHasReported(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		w.want(pod("web", "1"))
+		w.stopAgent()
+		w.leave("stray", "2")
+		w.volumes.Leave("3")
+		w.cgroups.Leave("4")
+		w.startAgent()
+		time.Sleep(time.Hour)
+		w.wantIncomplete(pod("db", "5")) // what is wanted starts at once
+		w.check("1 0", "2 0", "5 0")
+		if w.inControl() {
+			t.Error("in control before all sources have reported")
+		}
+		w.want(pod("db", "5"))
+		time.Sleep(time.Minute)
+		w.check("5 0")
+		if !w.inControl() {
+			t.Error("not in control")
+		}
+		if got := w.volumes.UIDs(); !slices.Equal(got, []string{"5"}) {
+			t.Errorf("volumes of %q", got)
+		}
+		if got := w.cgroups.UIDs(); !slices.Equal(got, []string{"5"}) {
+			t.Errorf("cgroups of %q", got)
+		}
+		w.want()
+		w.checkNothingLeft()
+	})
+}
+
+func TestNothingIsEndedBeforeTheRuntimeWasSeenInFull(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.volumes.Leave("1")
+		release := w.runtime.Hang("ListPodSandbox", "")
+		w.startAgent()
+		w.want(pod("web", "2"))
+		w.check()
+		if got := w.volumes.UIDs(); !slices.Equal(got, []string{"1"}) {
+			t.Errorf("volumes of %q", got)
+		}
+		release()
+		time.Sleep(time.Minute)
+		w.check("2 0")
+	})
+}
+
+func TestAnUnknownPodIsEndedWithTheGraceItWasMadeWith(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.leave("stray", "1")
+		w.startAgent()
+		w.want()
+		time.Sleep(6 * time.Second)
+		w.check("1 0")
+		time.Sleep(time.Second)
+		w.checkNothingLeft()
+	})
+}
+
+func TestAnUnknownPodKeepsItsNameUntilItIsGone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.leave("web", "1")
+		w.startAgent()
+		w.wantIncomplete(pod("web", "2"))
+		w.check("1 0")
+		w.want(pod("web", "2"))
+		w.check("1 0")
+		time.Sleep(time.Minute)
+		w.check("2 0")
+	})
+}
+
+func TestAPodThatShowsUpLaterIsEnded(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		release := w.runtime.HangOn("RunPodSandbox", "")
+		w.want(pod("web", "1"))
+		w.want() // its worker has nothing to wait for
+		w.checkNothingLeft()
+		release()
+		w.checkNothingLeft()
+	})
+}
+
+func TestAStopByTheUserPersists(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		w.want(pod("web", "1"))
+		if err := w.d.Stop("default", "web", nil); err != nil {
+			t.Fatal(err)
+		}
+		w.check()
+		w.restartAgent()
+		w.want(pod("web", "1"))
+		time.Sleep(time.Hour)
+		w.check()
+		if got := w.d.Pods()[0].Status.Phase; got != v1.PodFailed {
+			t.Errorf("phase %s", got)
+		}
+		w.want()
+		w.want(pod("web", "1")) // dropped by its source and wanted again
+		w.check("1 0")
+		if err := w.d.Stop("default", "db", nil); err == nil {
+			t.Error("a pod that is not there was stopped")
+		}
+	})
+}
+
+func TestARestartTouchesNoPod(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		var pods []*v1.Pod
+		for i := range 50 {
+			pods = append(pods, pod(fmt.Sprintf("web-%d", i), fmt.Sprint(i)))
+		}
+		w.want(pods...)
+		calls := len(w.runtime.Calls())
+		w.restartAgent()
+		w.want(pods...)
+		if !w.inControl() {
+			t.Error("not in control")
+		}
+		if more := w.runtime.Calls()[calls:]; len(more) > 0 {
+			t.Errorf("the runtime was asked for %q", more)
+		}
+	})
+}
+
+func TestALostCheckpointCostsHistoryAndNothingElse(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		w.want(pod("web", "1"))
+		w.stopAgent()
+		if err := os.WriteFile(filepath.Join(w.dir, "kept", "1.json"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		calls := len(w.runtime.Calls())
+		w.startAgent()
+		w.want(pod("web", "1"))
+		if more := w.runtime.Calls()[calls:]; len(more) > 0 {
+			t.Errorf("the runtime was asked for %q", more)
+		}
+		w.check("1 0")
+	})
+}
