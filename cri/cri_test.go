@@ -5,7 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -302,13 +303,13 @@ func streams(t *testing.T, n *node) {
 	must(t, err)
 	attached := make(chan string)
 	go func() {
-		var out bytes.Buffer
-		_ = stream(t, attach.Url, remotecommand.StreamOptions{Stdin: strings.NewReader("a line\n"), Stdout: &out, Stderr: &out})
-		attached <- out.String()
+		var out, errOut bytes.Buffer
+		err := stream(t, attach.Url, remotecommand.StreamOptions{Stdin: strings.NewReader("a line\n"), Stdout: &out, Stderr: &errOut})
+		attached <- fmt.Sprint(out.String(), err)
 	}()
 	waitFor(t, "the line in the log", func() bool { return strings.Contains(logOf(n, "streams", "main"), " stdout F got a line") })
 	n.remove(t, sandbox, pod)
-	if got := <-attached; got != "got a line\n" {
+	if got := <-attached; got != "got a line\n<nil>" {
 		t.Errorf("attach saw %q", got)
 	}
 }
@@ -316,7 +317,7 @@ func streams(t *testing.T, n *node) {
 func portForward(t *testing.T, n *node) {
 	pod := n.pod("forward")
 	sandbox := n.run(t, pod)
-	id := n.create(t, sandbox, n.container("main", "nc", "-lk", "-s", "127.0.0.1", "-p", "8080", "-e", "cat"))
+	id := n.create(t, sandbox, n.container("main", "httpd", "-f", "-p", "127.0.0.1:8080", "-h", "/"))
 	n.startContainer(t, id)
 	waitFor(t, "the server", func() bool {
 		return strings.Contains(n.exec(t, id, "cat", "/proc/net/tcp"), "0100007F:1F90")
@@ -324,17 +325,14 @@ func portForward(t *testing.T, n *node) {
 	resp, err := n.runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: sandbox, Port: []int32{8080}})
 	must(t, err)
 	local := forward(t, resp.Url, 8080)
-	conn, err := net.DialTimeout("tcp", local, 5*time.Second)
+	answer, err := (&http.Client{Timeout: 10 * time.Second}).Get("http://" + local + "/seed/data")
 	must(t, err)
-	must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
-	_, err = conn.Write([]byte("echo"))
+	body, err := io.ReadAll(answer.Body)
 	must(t, err)
-	got := make([]byte, 4)
-	_, err = conn.Read(got)
-	if err != nil || string(got) != "echo" {
-		t.Errorf("got %q, %v", got, err)
+	must(t, answer.Body.Close())
+	if string(body) != "from the image" {
+		t.Errorf("got %q", body)
 	}
-	must(t, conn.Close())
 	n.remove(t, sandbox, pod)
 }
 

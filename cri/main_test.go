@@ -64,6 +64,7 @@ type node struct {
 	cgroup string
 	image  string
 	cfg    cri.Config
+	logs   *os.File
 
 	cancel  context.CancelFunc
 	done    chan error
@@ -99,6 +100,7 @@ func newNode(t testing.TB) *node {
 		}
 		n.stop(t)
 		n.checkEmpty(t)
+		must(t, n.logs.Close())
 		must(t, unix.Unmount(dir, 0))
 		must(t, os.Remove(dir))
 	})
@@ -114,7 +116,7 @@ func newNode(t testing.TB) *node {
 		"cniVersion": "1.1.0", "name": "test", "plugins": [{
 			"type": "berth-cni", "bridge": "tb0", "isGateway": true, "mtu": 1500,
 			"ipam": {"subnets": ["10.99.0.0/24"], "dataDir": %q}}]}`, filepath.Join(dir, "leases"))), 0o644))
-	logs, err := os.Create(filepath.Join(dir, "daemon.log"))
+	n.logs, err = os.Create(filepath.Join(dir, "daemon.log"))
 	must(t, err)
 	n.cfg = cri.Config{
 		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
@@ -124,7 +126,7 @@ func newNode(t testing.TB) *node {
 			ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}, CacheDir: filepath.Join(dir, "cni"),
 		},
 		Image:  image.Config{Root: filepath.Join(dir, "images")},
-		Logger: slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger: slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -180,12 +180,19 @@ func Do(path string, f func() error) error {
 }
 
 // onOwnThread runs f on an operating system thread of its own, which the Go
-// runtime ends with the goroutine because it is never unlocked.
+// runtime ends with the goroutine because it is never unlocked. The main
+// thread is not ended but parked for ever, and it is what /proc/PID shows of
+// the whole process: f must not run there.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		done <- f()
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return
+		}
+		done <- onOwnThread(f) // on another one, while this one is held
+		runtime.UnlockOSThread()
 	}()
 	return <-done
 }

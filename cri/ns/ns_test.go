@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -105,6 +106,32 @@ func TestCreatedNamespacesArePinnedSetUpAndRemovedWithoutTrace(t *testing.T) {
 	}
 	if strings.Contains(string(mounts), dir) {
 		t.Error("a mount is left")
+	}
+}
+
+func TestTheMainThreadNeverLeavesItsNamespaces(t *testing.T) {
+	needRoot(t)
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			err := onOwnThread(func() error {
+				if unix.Gettid() == unix.Getpid() {
+					t.Error("on the main thread")
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if after, err := os.Readlink("/proc/self/ns/net"); err != nil || after != before {
+		t.Errorf("the process went from %s to %s, %v", before, after, err)
 	}
 }
 

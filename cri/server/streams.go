@@ -101,7 +101,7 @@ func (r streamRuntime) Exec(ctx context.Context, id string, command []string, in
 	}
 	session, err := client.Exec(ctx, shim.Process{ContainerID: c.ID, Spec: process}, in != nil)
 	if err != nil {
-		return fmt.Errorf("exec in container %s: %w", c.ID, err)
+		return err // it names the container
 	}
 	defer session.Close()
 	// A client that went away takes its command along.
@@ -116,7 +116,7 @@ func (r streamRuntime) Exec(ctx context.Context, id string, command []string, in
 	code, err := session.Wait(ctx)
 	drain(output)
 	if err != nil {
-		return fmt.Errorf("exec in container %s: %w", c.ID, err)
+		return err // it names the container
 	}
 	if code != 0 {
 		return utilexec.CodeExitError{Err: fmt.Errorf("the command ended with exit code %d", code), Code: code}
