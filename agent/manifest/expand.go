@@ -29,7 +29,8 @@ import (
 //     label, JOB_COMPLETION_INDEX and host name. restartPolicy OnFailure
 //     restarts a failed container in its pod; with Never a failed pod stays
 //     failed, none takes its place. backoffLimit is handed on as annotation
-//     berth.io/backoff-limit; here nothing counts. activeDeadlineSeconds is
+//     berth.io/backoff-limit and bounds the restarts in each pod (agent/plan);
+//     here nothing counts. activeDeadlineSeconds is
 //     each pod's. A suspended Job has no pods. ttlSecondsAfterFinished and
 //     podReplacementPolicy have no effect.
 //
