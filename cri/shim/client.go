@@ -203,8 +203,25 @@ func (c *Client) ask(ctx context.Context, method wire.Method, body, out any, exe
 			closeFiles(a.files)
 		default:
 		}
+		if exec != nil {
+			c.abandon(exec)
+		}
 		return nil, fmt.Errorf("the shim (pid %d) has not answered %s: %w", c.pid, method, context.Cause(ctx))
 	}
+}
+
+// abandon ends a process whose caller has gone before it started. The answer
+// is nobody's.
+func (c *Client) abandon(e *Exec) {
+	text, err := json.Marshal(wire.ExecKill{Exec: e.id})
+	if err != nil {
+		return // a number can be encoded
+	}
+	c.mu.Lock()
+	c.last++
+	id := c.last
+	c.mu.Unlock()
+	_ = c.conn.Write(wire.Message{ID: id, Method: wire.MethodExecKill, Body: text}) // a shim that has gone has no execs
 }
 
 func (c *Client) giveUp(id uint64) {

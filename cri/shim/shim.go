@@ -17,7 +17,7 @@ import (
 // Sandbox says which shim to start, and where it lives.
 type Sandbox struct {
 	ID      string
-	Dir     string // directory of the sandbox's runtime state; holds shim.sock, shim.json, shim.log
+	Dir     string // directory of the sandbox's runtime state; holds shim.sock, shim.log and what one command needs
 	Binary  string // path of berth-shim
 	Runtime Runtime
 }
@@ -36,7 +36,7 @@ type Container struct {
 	Bundle    string // directory with config.json; the shim keeps its per-container files here (init.pid, exit.json)
 	LogPath   string // CRI-format log file; empty: output is discarded
 	Terminal  bool
-	Stdin     bool // keep stdin open until CloseStdin, or until the first attach ends with StdinOnce
+	Stdin     bool // keep stdin open, or with StdinOnce until the first attach ends
 	StdinOnce bool
 }
 
@@ -69,8 +69,9 @@ type ExecResult struct {
 	TimedOut       bool
 }
 
-// Stdio are the caller's ends of an interactive exec or attach. With a
-// terminal only Terminal is set; the caller closes what it was given.
+// Stdio are the caller's ends of an exec or attach, which the caller closes. An
+// exec with a terminal has only Terminal. Attached to a container with one,
+// Stdin is its input and Stdout a copy of its output: others may read it too.
 type Stdio struct {
 	Stdin, Stdout, Stderr *os.File
 	Terminal              *os.File // pty master
@@ -92,22 +93,3 @@ const (
 	// it has ended, by Shutdown or otherwise. It is the last event.
 	EventGone EventKind = "gone"
 )
-
-// The client, to be implemented in client.go:
-//
-//	func Start(ctx context.Context, s Sandbox) (*Client, error)   // spawn, connect; shim.json = {pid, startTime, bootID}
-//	func Connect(ctx context.Context, dir string) (*Client, error) // after a daemon restart; os.ErrNotExist or ErrGone when there is none
-//	(*Client) Run(ctx, Container) (ContainerState, error)           // runtime run --detach; an error carries the runtime's own message
-//	(*Client) Init(ctx, nsDir string) (pid int, err error)          // minimal init in a new pid namespace, for shared-PID pods; its ns pinned by the caller
-//	(*Client) Kill(ctx, containerID string, sig unix.Signal, all bool) error  // ErrNotFound once it exited
-//	(*Client) Delete(ctx, containerID string) error                 // runtime delete --force, forget; idempotent
-//	(*Client) State(ctx) ([]ContainerState, error)
-//	(*Client) ExecSync(ctx, Process) (ExecResult, error)
-//	(*Client) Exec(ctx, Process, wantStdin bool) (*Exec, error)     // Exec has Stdio, Resize(w,h), Wait(ctx) (exitCode, error), Kill
-//	(*Client) Attach(ctx, containerID string) (Stdio, error)
-//	(*Client) Resize(ctx, containerID string, width, height uint16) error
-//	(*Client) ReopenLog(ctx, containerID string) error
-//	(*Client) Events() <-chan Event                                  // closed after EventGone; replays exits the daemon has not seen acknowledged is NOT needed: State gives them
-//	(*Client) Shutdown(ctx) error                                    // ends the shim; refused while a container runs
-//	(*Client) Pid() int
-//	(*Client) Close() error                                          // drop the connection; the shim lives on

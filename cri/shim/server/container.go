@@ -126,7 +126,7 @@ func (s *server) start(c *container) (oci.Started, error) {
 	if err != nil {
 		// A runtime that failed half-way, or was killed, may have left a
 		// container behind.
-		return oci.Started{}, errors.Join(err, s.runtime.Delete(c.spec.ID))
+		return oci.Started{}, errors.Join(err, s.runtime.Delete(c.spec.ID, true))
 	}
 	return started, nil
 }
@@ -187,8 +187,8 @@ func (s *server) kill(b wire.Kill) error {
 	if err != nil {
 		return err
 	}
-	sig := syscall.Signal(b.Signal)
-	err = s.reaper.Signal(c.snapshot().Pid, sig)
+	sig, first := syscall.Signal(b.Signal), c.snapshot().Pid
+	err = s.reaper.Signal(first, sig)
 	if err != nil && err != syscall.ESRCH {
 		return fmt.Errorf("signal container %s: %w", b.ID, err)
 	}
@@ -204,6 +204,9 @@ func (s *server) kill(b wire.Kill) error {
 		return fmt.Errorf("signal container %s: %w", b.ID, err)
 	}
 	for _, pid := range pids {
+		if pid == first { // a second SIGTERM is an order to hurry to many
+			continue
+		}
 		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("signal process %d of container %s: %w", pid, b.ID, err)
 		}
@@ -220,22 +223,54 @@ func (s *server) delete(id string) error {
 	s.mu.Lock()
 	c := s.containers[id]
 	s.mu.Unlock()
-	if err := s.runtime.Delete(id); err != nil {
+	if c == nil || c.snapshot().Pid == 0 {
+		return s.runtime.Delete(id, true)
+	}
+	if err := s.endAll(c); err != nil {
+		return err
+	}
+	err := s.runtime.Delete(id, false)
+	if err != nil { // whatever it is that the runtime still sees
+		err = s.runtime.Delete(id, true)
+	}
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("shim/container-deleted")
-	if c == nil {
-		return nil
-	}
-	if c.snapshot().Pid != 0 {
-		select {
-		case <-c.done:
-		case <-time.After(deleteWait):
-			return fmt.Errorf("delete container %s: its first process did not end within %v", id, deleteWait)
-		}
-	}
 	s.forget(c)
 	return nil
+}
+
+// endAll kills every process of a container and waits for their end. One that
+// has a pid namespace of its own has none left once its first process is gone.
+func (s *server) endAll(c *container) error {
+	deadline := time.Now().Add(deleteWait)
+	if err := s.reaper.Signal(c.snapshot().Pid, unix.SIGKILL); err != nil && err != syscall.ESRCH {
+		return fmt.Errorf("kill container %s: %w", c.spec.ID, err)
+	}
+	select {
+	case <-c.done:
+	case <-time.After(time.Until(deadline)):
+		return fmt.Errorf("kill container %s: its first process did not end within %v", c.spec.ID, deleteWait)
+	}
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		pids, err := c.group.Processes()
+		if err != nil {
+			return fmt.Errorf("kill container %s: %w", c.spec.ID, err)
+		}
+		if len(pids) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("kill container %s: processes %v did not end within %v", c.spec.ID, pids, deleteWait)
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				return fmt.Errorf("kill process %d of container %s: %w", pid, c.spec.ID, err)
+			}
+		}
+		time.Sleep(pause)
+	}
 }
 
 func (s *server) reopenLog(id string) error {

@@ -10,7 +10,9 @@ import (
 
 	"github.com/berth-io/berth/cri/shim/internal/cgroup"
 	"github.com/berth-io/berth/cri/shim/internal/oci"
+	"github.com/berth-io/berth/cri/shim/internal/reap"
 	"github.com/berth-io/berth/cri/shim/internal/wire"
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // execKey names an exec: the request that asked for it.
@@ -23,9 +25,12 @@ type execKey struct {
 // that it started: they share a cgroup below the container's.
 type execution struct {
 	container *container
-	pid       int
 	group     cgroup.Exec
-	timedOut  bool // guarded by server.mu
+
+	// Guarded by server.mu.
+	pid      int  // 0: the runtime is still starting it
+	killed   bool // before or after it started
+	timedOut bool
 }
 
 // exec starts a process and answers with the daemon's ends of its stdio. Its
@@ -38,55 +43,86 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	if c.snapshot().Exited {
 		return reply{}, notFound(b.ContainerID)
 	}
-	pipes, err := newExecPipes(b)
-	if err != nil {
-		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
-	}
-	var term *console
-	child := oci.Stdio{Stdin: uintptr(pipes.child[0]), Stdout: uintptr(pipes.child[1]), Stderr: uintptr(pipes.child[2])}
-	if b.Terminal {
-		name := fmt.Sprintf("console-%d.sock", key.id)
-		if term, err = newConsole(filepath.Join(s.runtime.Dir, name)); err != nil {
-			pipes.closeAll()
-			return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
-		}
-		defer term.close()
-		child.Console = name
-	}
 	group, err := c.group.NewExec(c.snapshot().Pid)
 	if err != nil {
-		pipes.closeAll()
 		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
 	}
-	started, err := s.runtime.Exec(b.ContainerID, b.Process, child, group.Argument())
-	pipes.closeChild()
-	if err == nil && b.Terminal {
-		var master int
-		if master, err = term.receive(); err == nil {
-			pipes.ours = []int{master}
-		} else {
-			group.Kill()
-		}
+	// It is known from before it starts: whoever gives up on it, or goes
+	// away, ends it even so.
+	e := &execution{container: c, group: group}
+	s.mu.Lock()
+	here := s.conns[key.conn]
+	if here {
+		s.execs[key] = e
 	}
-	if err != nil {
-		pipes.closeAll()
+	s.mu.Unlock()
+	if !here {
 		group.Remove()
+		return reply{}, fmt.Errorf("exec in container %s: the daemon has gone", b.ContainerID)
+	}
+	pipes, exit, err := s.startExec(key, e, b)
+	if err != nil {
+		group.Kill() // a runtime that was killed may have got this far
+		group.Remove()
+		s.mu.Lock()
+		delete(s.execs, key)
+		s.mu.Unlock()
 		return reply{}, err
 	}
-	e := &execution{container: c, pid: started.Pid, group: group}
-	s.mu.Lock()
-	s.execs[key] = e
-	s.mu.Unlock()
 	follow := func() {
 		go func() {
 			if b.Timeout > 0 {
 				timer := time.AfterFunc(b.Timeout, func() { s.timeOut(e) })
 				defer timer.Stop()
 			}
-			s.execEnded(key, e, (<-started.Exit).Code())
+			s.execEnded(key, e, (<-exit).Code())
 		}()
 	}
 	return reply{files: pipes.ours, then: follow}, nil
+}
+
+// startExec has the runtime start the process. On error no descriptor is left.
+func (s *server) startExec(key execKey, e *execution, b wire.Exec) (_ *execPipes, _ <-chan reap.Exit, err error) {
+	pipes, err := newExecPipes(b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
+	}
+	defer func() {
+		pipes.closeChild()
+		if err != nil {
+			pipes.closeAll()
+		}
+	}()
+	child := oci.Stdio{Stdin: uintptr(pipes.child[0]), Stdout: uintptr(pipes.child[1]), Stderr: uintptr(pipes.child[2])}
+	var term *console
+	if b.Terminal {
+		child.Console = fmt.Sprintf("console-%d.sock", key.id)
+		if term, err = newConsole(filepath.Join(s.runtime.Dir, child.Console)); err != nil {
+			return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
+		}
+		defer term.close()
+	}
+	started, err := s.runtime.Exec(b.ContainerID, b.Process, child, e.group.Argument())
+	if err != nil {
+		return nil, nil, err
+	}
+	failpoint.Hit("shim/exec-started")
+	s.mu.Lock()
+	e.pid = started.Pid
+	killed := e.killed
+	s.mu.Unlock()
+	if killed {
+		s.killExec(e)
+	}
+	if b.Terminal {
+		master, err := term.receive()
+		if err != nil {
+			s.killExec(e)
+			return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
+		}
+		pipes.ours = []int{master}
+	}
+	return pipes, started.Exit, nil
 }
 
 // timeOut ends an exec whose time is over, and everything it started.
@@ -98,15 +134,22 @@ func (s *server) timeOut(e *execution) {
 }
 
 func (s *server) killExec(e *execution) {
-	_ = s.reaper.Signal(e.pid, unix.SIGKILL) // it may have ended by itself
+	s.mu.Lock()
+	e.killed = true
+	pid := e.pid
+	s.mu.Unlock()
+	_ = s.reaper.Signal(pid, unix.SIGKILL) // it may have ended by itself, or not have started
 	e.group.Kill()
 }
 
 func (s *server) execEnded(key execKey, e *execution, code int) {
 	s.mu.Lock()
-	timedOut := e.timedOut
+	timedOut, killed := e.timedOut, e.killed
 	delete(s.execs, key)
 	s.mu.Unlock()
+	if killed {
+		e.group.Kill() // until it is empty, so that it can be removed
+	}
 	e.group.Remove()
 	body, err := json.Marshal(wire.ExecExit{Exec: key.id, ExitCode: code, TimedOut: timedOut})
 	if err == nil {
@@ -114,6 +157,7 @@ func (s *server) execEnded(key execKey, e *execution, code int) {
 	}
 	if err != nil {
 		logf("exit of an exec in container %s: %v", e.container.spec.ID, err)
+		_ = key.conn.Close() // its reader notices and cleans up
 	}
 	s.rest.Reset(quiet)
 }

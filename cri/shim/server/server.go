@@ -6,6 +6,7 @@
 //	container.go  one container's life
 //	stdio.go      pipes, ptys and attached readers
 //	exec.go       processes beside a container's first one
+//	init.go       the first process of a pid namespace that containers share
 //
 // It is kept small on purpose: there is one on a node for every pod.
 package server
@@ -29,7 +30,6 @@ import (
 	"github.com/berth-io/berth/cri/shim/internal/reap"
 	"github.com/berth-io/berth/cri/shim/internal/stream"
 	"github.com/berth-io/berth/cri/shim/internal/wire"
-	"github.com/berth-io/berth/cri/shim/podinit"
 )
 
 // Config of a shim.
@@ -57,6 +57,8 @@ type server struct {
 	containers map[string]*container
 	execs      map[execKey]*execution
 	initPid    int // of the sandbox's shared pid namespace; 0: none
+
+	starting sync.Mutex // serialises init
 }
 
 // Run serves on the listening socket listenFD until it is shut down.
@@ -81,9 +83,21 @@ func Run(cfg Config, listenFD int) error {
 	signal.Notify(children, unix.SIGCHLD)
 	go s.reaper.Run(children)
 	// Whoever ends the daemon's process group or session does not mean the
-	// containers: only Shutdown ends a shim.
-	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE)
+	// containers: only Shutdown ends a shim. The signals are caught and not
+	// ignored, because a process that ignores a signal hands that on to the
+	// programs it executes: no Ctrl-C would reach a container.
+	unwanted := make(chan os.Signal, 1)
+	signal.Notify(unwanted, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	go refuse(unwanted)
 	return s.accept(listenFD)
+}
+
+// refuse says once why the shim is still there.
+func refuse(signals <-chan os.Signal) {
+	sig := <-signals
+	logf("got signal %v and stay: a shim ends when the daemon shuts it down", sig)
+	for range signals {
+	}
 }
 
 // protect makes the kernel choose another victim when memory runs out, where
@@ -175,6 +189,7 @@ func (s *server) handle(c *wire.Conn, m wire.Message) {
 	}
 	if err := c.Write(out, answer.files...); err != nil {
 		logf("answer to %s: %v", m.Method, err)
+		_ = c.Close() // its reader notices and cleans up
 	}
 	for _, fd := range answer.files {
 		_ = unix.Close(fd)
@@ -249,34 +264,6 @@ func (s *server) broadcast(method wire.Method, body any) {
 			_ = c.Close() // its reader notices and cleans up
 		}
 	}
-}
-
-// init starts the first process of a pid namespace that containers share.
-func (s *server) init(b wire.Init) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.initPid != 0 {
-		return s.initPid, nil
-	}
-	argv := append([]string{"/proc/self/exe", podinit.Argument}, b.CgroupDirs...)
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer null.Close()
-	pid, exit, err := s.reaper.Fork(argv, &syscall.ProcAttr{
-		Files: []uintptr{null.Fd(), null.Fd(), 2},
-		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Setsid: true},
-	})
-	if err != nil {
-		return 0, fmt.Errorf("start the pod's init process: %w", err)
-	}
-	s.initPid = pid
-	go func() {
-		e := <-exit
-		logf("the pod's init process ended with code %d", e.Code())
-	}()
-	return pid, nil
 }
 
 // shutdown ends the shim, if nothing needs it any more.

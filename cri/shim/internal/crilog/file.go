@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +21,9 @@ type File struct {
 	mu      sync.Mutex
 	fd      int // -1: not open
 	retryAt time.Time
-	dropped int64
 	closed  bool
+
+	dropped atomic.Int64 // not under mu, which a write to a hung disk holds
 }
 
 // Open returns the log at path, created with mode 0640. A path that cannot be
@@ -107,15 +109,11 @@ func (l *File) refused(entries []byte, err error) {
 }
 
 func (l *File) drop(entries []byte) {
-	l.dropped += int64(bytes.Count(entries, []byte{'\n'}))
+	l.dropped.Add(int64(bytes.Count(entries, []byte{'\n'})))
 }
 
 // Dropped is how many entries were lost.
-func (l *File) Dropped() int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.dropped
-}
+func (l *File) Dropped() int64 { return l.dropped.Load() }
 
 // Close closes the file; what is written later is dropped.
 func (l *File) Close() {
