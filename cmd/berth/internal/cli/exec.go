@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
-	"k8s.io/client-go/rest"
+	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
 
@@ -33,7 +31,12 @@ func execCommand(o *options) *cobra.Command {
 		Use:     "exec POD [-c CONTAINER] -- COMMAND [ARG...]",
 		Short:   "Run a command in a container",
 		Example: "  berth exec web -- env\n  berth exec -it web -- sh",
-		Args:    cobra.MinimumNArgs(2),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() != 1 || len(args) < 2 {
+				return errors.New("name a pod, and the command after --: berth exec POD [-c CONTAINER] -- COMMAND [ARG...]")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := o.client()
 			if err != nil {
@@ -65,24 +68,24 @@ func execCommand(o *options) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.SetInterspersed(false) // what follows the pod's name is the command's
 	f.StringVarP(&container, "container", "c", "", "the container; default: the pod's first")
 	f.BoolVarP(&stdin, "stdin", "i", false, "pass standard input on")
 	f.BoolVarP(&tty, "tty", "t", false, "with a terminal")
 	return cmd
 }
 
-// stream runs one exec or attach over the API socket: WebSocket, and SPDY where
-// the other side knows nothing else, as kubectl does.
+// stream runs one exec or attach over the API socket, by SPDY.
 func stream(cmd *cobra.Command, c *client.Client, path string, q url.Values, opts remotecommand.StreamOptions, stdin bool) error {
 	u, err := url.Parse(client.Base + path + "?" + q.Encode())
 	if err != nil {
 		return err
 	}
-	cfg := &rest.Config{Host: client.Base, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", c.Socket())
-	}}
-	executor, err := remotecommand.NewSPDYExecutor(cfg, http.MethodPost, u)
+	// A rest.Config would do, but for its dialer, which streams do not use.
+	transport, err := spdy.NewRoundTripperWithConfig(spdy.RoundTripperConfig{UpgradeTransport: c.Transport()})
+	if err != nil {
+		return fmt.Errorf("prepare the stream: %w", err)
+	}
+	executor, err := remotecommand.NewSPDYExecutorForTransports(transport, transport, http.MethodPost, u)
 	if err != nil {
 		return fmt.Errorf("prepare the stream: %w", err)
 	}

@@ -36,8 +36,8 @@ func New(socket string) *Client {
 // a name, since connections go to the socket.
 const Base = "http://berth"
 
-// Socket is the path of the API socket.
-func (c *Client) Socket() string { return c.socket }
+// Transport connects to the API socket, for those who speak more than HTTP.
+func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
 
 // Get decodes the answer to a GET into out.
 func (c *Client) Get(ctx context.Context, path string, out any) error {
