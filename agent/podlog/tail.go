@@ -1,84 +1,100 @@
 package podlog
 
 import (
-	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"os"
 )
 
-// block is how much is read at a time while looking for the tail.
+// block is how much is read at a time while looking for the tail, in bytes.
 const block = 64 << 10
 
-// tailStart finds where the last n lines of output begin: lines, not entries,
-// so a line in parts counts once. It reads from the end, as much as it needs.
-func tailStart(f *os.File, n int64) (int64, error) {
-	size, err := f.Seek(0, io.SeekEnd)
+// tailStart finds where the last n lines of output of a stream, or of both,
+// begin: lines, not entries, so a line in parts counts once. It reads from the
+// end, as much as it needs, and never more than a block at a time.
+func tailStart(f *os.File, n int64, stream string) (int64, error) {
+	info, err := f.Stat()
 	if err != nil {
 		return 0, fmt.Errorf("find the end of the log: %w", err)
 	}
+	size := info.Size()
 	if n <= 0 {
 		return size, nil
 	}
-	// lines counts ends of output lines before which something was printed;
-	// the n-th from the end is behind the n+1st.
-	var (
-		carry []byte // the beginning of an entry whose end was in the block after
-		lines int64
-		end   = size
-	)
-	for end > 0 {
+	// Entries are visited from the last to the first. The n-th line from the
+	// end begins behind the end of the line before it.
+	buf := make([]byte, block+maxHead)
+	next := size // where the entry visited before begins
+	for end := size; end > 0; {
 		start := max(0, end-block)
-		buf := make([]byte, end-start, int(end-start)+len(carry))
-		if _, err := f.ReadAt(buf, start); err != nil {
+		// The head of an entry may reach into the block after.
+		read, err := f.ReadAt(buf[:end-start+maxHead], start)
+		if err != nil && err != io.EOF {
 			return 0, fmt.Errorf("read the log backwards: %w", err)
 		}
-		buf = append(buf, carry...)
-		for {
-			i := bytes.LastIndexByte(bytes.TrimSuffix(buf, []byte{'\n'}), '\n')
-			if i < 0 && start > 0 {
+		if int64(read) < end-start { // its writer has taken a torn entry back
+			end = start + int64(read)
+			size, next = end, end
+		}
+		for i := int(end-start) - 1; i >= -1; i-- {
+			if i = bytes.LastIndexByte(buf[:i+1], '\n'); i < 0 && start > 0 {
 				break // its beginning is in the block before
 			}
-			line := bytes.TrimSuffix(buf[i+1:], []byte{'\n'})
-			if e, err := parse(line); err != nil || !e.partial {
-				if lines == n {
-					return start + int64(len(buf)), nil
-				}
-				lines++
+			at := start + int64(i) + 1
+			if at >= size {
+				continue // behind the last newline is nothing
 			}
-			buf = buf[:i+1]
+			if endsLine(buf[i+1:min(read, i+1+maxHead)], stream) {
+				if n == 0 {
+					return next, nil
+				}
+				n--
+			}
+			next = at
 			if i < 0 {
 				return 0, nil
 			}
 		}
-		carry, end = bytes.Clone(buf), start
+		end = start
 	}
 	return 0, nil
 }
 
-// Tail returns the last lines of a log, at most maxLines and maxBytes, as the
-// container wrote them.
-func Tail(path string, maxLines, maxBytes int64) (string, error) {
-	f, err := os.Open(path)
+// endsLine tells whether a line of the stream's output ends with the entry
+// that begins with head. One that cannot be read is seen as a line, too.
+func endsLine(head []byte, stream string) bool {
+	head, _, _ = bytes.Cut(head, []byte{'\n'})
+	e, err := parse(head)
 	if err != nil {
-		return "", err
+		return true
 	}
-	defer f.Close()
-	start, err := tailStart(f, maxLines)
-	if err != nil {
-		return "", err
-	}
-	if _, err := f.Seek(start, io.SeekStart); err != nil {
-		return "", err
-	}
-	var out bytes.Buffer
-	if err := copyAll(f, &printer{out: bufio.NewWriter(&out)}); err != nil {
-		return "", err
-	}
-	text := out.Bytes()
-	if over := int64(len(text)) - maxBytes; over > 0 {
-		text = text[over:]
-	}
-	return string(text), nil
+	return !e.partial && (stream == "" || e.stream == stream)
 }
+
+// Tail returns the end of what a container has written: at most maxLines lines
+// and maxBytes bytes of it.
+func Tail(path string, maxLines, maxBytes int64) (string, error) {
+	end := lastBytes{max: int(maxBytes)}
+	if err := Read(context.Background(), path, Options{TailLines: maxLines}, nil, &end); err != nil {
+		return "", err
+	}
+	return string(end.bytes()), nil
+}
+
+// lastBytes keeps the end of what is written to it.
+type lastBytes struct {
+	max int
+	buf []byte
+}
+
+func (l *lastBytes) Write(p []byte) (int, error) {
+	l.buf = append(l.buf, p[max(0, len(p)-l.max):]...)
+	if len(l.buf) > 4*l.max {
+		l.buf = append(l.buf[:0], l.bytes()...)
+	}
+	return len(p), nil
+}
+
+func (l *lastBytes) bytes() []byte { return l.buf[max(0, len(l.buf)-l.max):] }
