@@ -25,7 +25,7 @@ func main() {
 
 func run() error {
 	if len(os.Args) > 1 && os.Args[1] == podinit.Argument {
-		return podinit.Run(os.Args[2:])
+		return podinit.Run()
 	}
 	var cfg server.Config
 	flag.StringVar(&cfg.ID, "id", "", "of the sandbox")

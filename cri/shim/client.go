@@ -152,6 +152,9 @@ func (c *Client) call(ctx context.Context, method wire.Method, body, out any) er
 // exec, if there is one, is known from before the request is sent: its exit
 // may follow the answer at once.
 func (c *Client) ask(ctx context.Context, method wire.Method, body, out any, exec *Exec) ([]*os.File, error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("ask the shim (pid %d) for %s: %w", c.pid, method, context.Cause(ctx))
+	}
 	m := wire.Message{Method: method}
 	if body != nil {
 		text, err := json.Marshal(body)
