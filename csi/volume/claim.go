@@ -22,7 +22,7 @@ func (claim) plugin() string { return "kubernetes.io~local-volume" }
 func (c claim) setUp(ctx context.Context, r request) (Mounted, error) {
 	mounted, err := c.bind(ctx, r)
 	if err != nil {
-		return Mounted{}, fmt.Errorf("claim %s/%s: %w", r.pod.Namespace, c.source.ClaimName, err)
+		return Mounted{}, fmt.Errorf("persistentvolumeclaim %s/%s: %w", r.pod.Namespace, c.source.ClaimName, err)
 	}
 	return mounted, nil
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -266,26 +265,41 @@ func TestReadersNeverSeeAMixOrMissAFile(t *testing.T) {
 		e.keyed("a", "0", "b", "0")
 		pod := newPod(volume(v1.KeyToPath{Key: "a", Path: "a"}, v1.KeyToPath{Key: "b", Path: "sub/b"}))
 		dir := e.setUp(pod)["cfg"].HostPath
-		var stop atomic.Bool
-		trouble := make(chan error, 2)
-		for range 2 {
+		stop, trouble := make(chan struct{}), make(chan error, 2)
+		reads := []chan struct{}{make(chan struct{}), make(chan struct{})}
+		for _, read := range reads {
 			go func() {
-				for !stop.Load() {
+				for {
 					if err := readPair(dir); err != nil {
 						trouble <- err
 						return
 					}
+					select {
+					case read <- struct{}{}:
+					case <-stop:
+						trouble <- nil
+						return
+					default:
+					}
 				}
-				trouble <- nil
 			}()
 		}
-		for i := range 300 {
+		// An update may come at any moment of a read. A second one in the same
+		// read is not for a volume to bear, so each waits for a read to end.
+		for i := range 60 {
 			value := strings.Repeat(strconv.Itoa(i), 1000)
 			e.keyed("a", value, "b", value)
 			e.setUp(pod)
+			for _, read := range reads {
+				select {
+				case <-read:
+				case err := <-trouble:
+					e.t.Fatal(err)
+				}
+			}
 		}
-		stop.Store(true)
-		for range 2 {
+		close(stop)
+		for range reads {
 			if err := <-trouble; err != nil {
 				e.t.Error(err)
 			}
@@ -308,9 +322,6 @@ func readPair(dir string) error {
 	a, errA := os.ReadFile(at + "/a")
 	b, errB := os.ReadFile(at + "/sub/b")
 	if err := errors.Join(errA, errB); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return nil // two updates passed meanwhile
-		}
 		return err
 	}
 	if string(a) != string(b) {

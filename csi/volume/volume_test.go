@@ -27,6 +27,10 @@ func (o *objects) ConfigMap(_, name string) (*v1.ConfigMap, error) { return o.co
 func (o *objects) Secret(_, name string) (*v1.Secret, error)       { return o.secrets[name], nil }
 func (o *objects) Claim(_, name string) (string, bool, error)      { return o.claims[name], o.readOnly, nil }
 
+func newObjects() *objects {
+	return &objects{configMaps: map[string]*v1.ConfigMap{}, secrets: map[string]*v1.Secret{}, claims: map[string]string{}}
+}
+
 // env is a manager on a kubelet directory of its own. What is left mounted
 // below it at the end fails the test.
 type env struct {
@@ -42,7 +46,7 @@ func newEnv(t *testing.T) *env {
 		t.Skip("needs root: volumes are mounts")
 	}
 	root := t.TempDir()
-	o := &objects{configMaps: map[string]*v1.ConfigMap{}, secrets: map[string]*v1.Secret{}, claims: map[string]string{}}
+	o := newObjects()
 	m, err := New(Config{KubeletDir: root + "/kubelet", ClaimsDir: root + "/claims"}, o)
 	if err != nil {
 		t.Fatal(err)
