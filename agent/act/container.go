@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/sys/atomicwriter"
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -143,13 +142,9 @@ func (a *Actor) hostsFile(pod Pod) (string, error) {
 	if err == nil && string(old) == string(content) {
 		return path, nil
 	}
-	// Written in place when it exists: running containers have it mounted.
-	if err == nil {
-		err = os.WriteFile(path, content, 0o644)
-	} else {
-		err = atomicwriter.WriteFile(path, content, 0o644)
-	}
-	if err != nil {
+	// In place, for running containers have it mounted, and without waiting for
+	// the disk: what a crash leaves is compared and mended before the next start.
+	if err := os.WriteFile(path, content, 0o644); err != nil {
 		return "", fmt.Errorf("write the pod's hosts file: %w", err)
 	}
 	return path, nil

@@ -41,6 +41,9 @@ func (w *Worker) publish(obs *observed.Pod) {
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {
+		if w.state.dirty {
+			w.checkpoint(false)
+		}
 		return
 	}
 	pod := *previous // the spec is shared: nobody changes it
@@ -55,7 +58,9 @@ func (w *Worker) publish(obs *observed.Pod) {
 	if w.config.Changed != nil {
 		w.config.Changed(&pod)
 	}
-	w.checkpoint(next.Phase != previous.Status.Phase && terminal(next.Phase))
+	// How a pod ended must not be lost with the host, unless nobody asks any more.
+	ended := next.Phase != previous.Status.Phase && terminal(next.Phase)
+	w.checkpoint(ended && !w.Forgotten())
 }
 
 // waitingNow is the plan's word on containers that do not run.
@@ -74,7 +79,7 @@ func (w *Worker) checkpoint(durable bool) {
 		Pod: w.pod, Phase: w.state.phase, Stop: w.stop, Forgotten: w.forgotten, Past: w.state.past,
 		Probes: w.results(), Steps: w.steps.Steps(), BootID: w.config.BootID,
 	}
-	w.state.kept = mail{stop: w.stop, forgotten: w.forgotten}
+	w.state.kept, w.state.dirty = mail{stop: w.stop, forgotten: w.forgotten}, false
 	w.mu.Unlock()
 	if err := w.parts.Checkpoints.Save(kept, durable); err != nil {
 		w.log().Warn("the pod's state is not kept over a restart of the agent", "err", err)

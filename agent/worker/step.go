@@ -55,9 +55,13 @@ func (w *Worker) move(e phase.Event) {
 		return
 	}
 	w.state.phase = next
-	// That a pod is to end must be known after a crash of the host as well. What
-	// comes before and after follows from what is there.
-	w.checkpoint(next == phase.Terminating)
+	if next != phase.Terminating {
+		w.state.dirty = true // kept with the status that goes with it
+		return
+	}
+	// That a pod is to end must be known after a crash of the host as well,
+	// before anything is done about it.
+	w.checkpoint(true)
 }
 
 func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wake time.Time) {

@@ -101,6 +101,7 @@ type state struct {
 	vain     vain
 	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
 	kept     mail      // as in the checkpoint
+	dirty    bool      // the phase is not as in the checkpoint
 }
 
 // mail is what others want of the pod's end.
