@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -491,5 +493,35 @@ func TestARegistryThatCannotContinueABlobIsAskedForTheWhole(t *testing.T) {
 		t.Fatalf("interrupted pull: %v", err)
 	}
 	// This registry answers 416 to bytes=N-.
+	mustPull(t, s, ref)
+}
+
+func TestAfterARebootAnInterruptedPullStartsAnew(t *testing.T) {
+	reg := newTestRegistry(t)
+	config := testConfig(t)
+	s := open(t, config)
+	ref := reg.push(t, "app:1", small(t, "app"))
+	ctx, cancel := context.WithCancel(context.Background())
+	_, err := s.Pull(ctx, ref, Auth{}, func(p Progress) {
+		if p.Status == "unpacking" {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("interrupted pull: %v", err)
+	}
+	if left := holdings(t, s); !strings.Contains(left, "blob") {
+		t.Fatalf("nothing was kept:\n%s", left)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(config.Root, "boot"), []byte("another boot"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, config)
+	if left := holdings(t, s); left != "" {
+		t.Errorf("holdings:\n%s", left)
+	}
 	mustPull(t, s, ref)
 }

@@ -59,23 +59,42 @@ func (s *Store) garbageCollect(ctx context.Context) error {
 // recover brings the store into a state that a crash cannot have left, and
 // fills the memory.
 func (s *Store) recover(ctx context.Context) error {
+	if err := s.endLeasesOfOtherBoots(ctx); err != nil {
+		return err
+	}
 	if err := s.dropExtractions(ctx); err != nil {
 		return err
 	}
-	if err := s.sweep(ctx); err != nil {
+	if err := s.load(ctx); err != nil {
 		return err
 	}
-	leased, err := s.leases.List(ctx)
+	if err := s.sortLeases(ctx); err != nil {
+		return err
+	}
+	return s.sweep(ctx)
+}
+
+// sortLeases learns which chains are in use, and deletes the leases of pulls
+// that were complete and of imports, which cannot be continued.
+func (s *Store) sortLeases(ctx context.Context) error {
+	held, err := s.leases.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list leases: %w", err)
 	}
-	for _, lease := range leased {
+	for _, lease := range held {
 		if chainID := lease.Labels[leaseChain]; chainID != "" {
 			s.chains.add(chainID)
 			s.chains.leased(chainID)
 		}
+		ref, pull := lease.Labels[leasePull]
+		if !pull || ref != importLease && !s.index.has(ref) {
+			continue
+		}
+		if err := s.leases.Delete(ctx, lease); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete lease %s: %w", lease.ID, err)
+		}
 	}
-	return s.load(ctx)
+	return nil
 }
 
 // dropExtractions removes the snapshots that were being unpacked. Fetched
@@ -133,7 +152,6 @@ func (s *Store) load(ctx context.Context) error {
 		if err := s.records.Delete(ctx, record.Name); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("drop damaged image %s: %w", record.Name, err)
 		}
-		s.wantCollect()
 	}
 	return nil
 }

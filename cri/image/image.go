@@ -5,8 +5,8 @@
 //
 // Under Config.Root lie content/ (blobs by digest), snapshots/N/fs (one
 // unpacked layer each), and the two databases metadata.db (references, blobs,
-// leases) and snapshots.db (the snapshotter's own). One process owns them at a
-// time.
+// leases) and snapshots.db (the snapshotter's own), and boot, the ID of the
+// boot in which they were last opened. One process owns them at a time.
 //
 // What keeps data alive is a chain of references that containerd's garbage
 // collector follows: an image record names a manifest, labels lead from there

@@ -17,6 +17,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// importLease stands where the lease of a pull has its reference; it is not one.
+const importLease = "import archive"
+
 // Import reads images from an archive: what docker save writes, or an OCI
 // layout as a tar file, both plain or compressed with gzip or zstd. All images
 // of the archive become known, or none. An image without a name is known by
@@ -32,8 +35,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader) ([]Image, error) {
 		over: fmt.Errorf("archive holds more than the %d bytes one image may have", s.config.MaxUnpackedBytes),
 	}
 	var list []Image
-	// Imports are held like pulls; no reference is like this name.
-	err = s.leased(s.context(ctx), "import archive", func(ctx context.Context) error {
+	err = s.leased(s.context(ctx), importLease, func(ctx context.Context) error {
 		named, err := s.importArchive(ctx, bounded)
 		if err != nil {
 			return definite(err)

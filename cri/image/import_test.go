@@ -5,7 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"io/fs"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,7 +52,7 @@ func ociLayout(t *testing.T, images map[string]v1.Image) []byte {
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	if err := w.AddFS(os.DirFS(dir).(fs.FS)); err != nil {
+	if err := w.AddFS(os.DirFS(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
@@ -217,4 +217,17 @@ func mutateArch(t *testing.T, img v1.Image) v1.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+func archiveOf(t testing.TB, ref string, img v1.Image) io.Reader {
+	t.Helper()
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := tarball.Write(tag, img, &b); err != nil {
+		t.Fatal(err)
+	}
+	return &b
 }

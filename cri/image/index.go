@@ -112,6 +112,14 @@ func (x *index) byPrefix(prefix string) (Image, bool) {
 	return found, n == 1
 }
 
+// has reports whether there is a record of that name.
+func (x *index) has(name string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	_, ok := x.refs[name]
+	return ok
+}
+
 // names lists the records of an image.
 func (x *index) names(id string) []string {
 	x.mu.RLock()

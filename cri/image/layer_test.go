@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/containerd/platforms"
+	"golang.org/x/sys/unix"
 )
 
 func TestEntriesOfOrdinaryLayersPass(t *testing.T) {
@@ -217,4 +219,33 @@ func FuzzManifest(f *testing.F) {
 			t.Errorf("chain of %d for %d layers", len(chain), len(m.Layers))
 		}
 	})
+}
+
+func TestLayersAreUnpackedTheWayOverlayfsReadsThem(t *testing.T) {
+	reg := newTestRegistry(t)
+	s := open(t, testConfig(t))
+	img := mustPull(t, s, reg.push(t, "app:1", build(t,
+		layer(t, file{name: "/ko-app/app", body: "absolute"}, file{name: "gone", body: "x"}, file{name: "d/", kind: tar.TypeDir}, file{name: "d/old", body: "x"}),
+		layer(t, file{name: ".wh.gone"}, file{name: "d/.wh..wh..opq"}, file{name: "d/new", body: "x"}, file{name: "hard", kind: tar.TypeLink, link: "/d/new"}),
+	)))
+	merged := t.TempDir()
+	if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(img.Layers, ":")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(merged, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	var names []string
+	err := filepath.WalkDir(merged, func(name string, _ fs.DirEntry, err error) error {
+		names = append(names, strings.TrimPrefix(name, merged))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := strings.Join(names, " "), " /d /d/new /hard /ko-app /ko-app/app"; got != want {
+		t.Errorf("files:%s\nwant: %s", got, want)
+	}
 }

@@ -213,6 +213,12 @@ func (in *installation) run(ctx context.Context, target ocispec.Descriptor) (*co
 	if err := in.layers(ctx, u, c, first); err != nil {
 		return nil, err
 	}
+	if !in.store.index.uses(c.chainID()) { // a recorded chain has been written out
+		if err := syncFS(in.store.config.Root); err != nil {
+			return nil, err
+		}
+	}
+	failpoint.Hit("cri/image-durable")
 	return c, in.store.link(ctx, c)
 }
 

@@ -228,7 +228,9 @@ func TestADamagedImageIsDroppedAtOpenAndCanBePulledAgain(t *testing.T) {
 			if len(s.List()) != 0 {
 				t.Errorf("images: %v", s.List())
 			}
-			collectNow(t, s)
+			if left := holdings(t, s); left != "" {
+				t.Errorf("holdings:\n%s", left)
+			}
 			img := mustPull(t, s, ref)
 			if _, err := os.Stat(filepath.Join(img.Layers[0], "bin/run")); err != nil {
 				t.Error(err)

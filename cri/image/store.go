@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
+	errbolt "go.etcd.io/bbolt/errors"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -139,7 +140,7 @@ func (s *Store) openDatabases(ctx context.Context) (err error) {
 		return err
 	}
 	s.bolt, err = bolt.Open(filepath.Join(root, "metadata.db"), 0o600, &bolt.Options{Timeout: time.Second})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, errbolt.ErrTimeout) {
 		return fmt.Errorf("another process has it open")
 	}
 	if err != nil {

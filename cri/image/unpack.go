@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -16,7 +15,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/internal/failpoint"
 )
@@ -117,11 +115,6 @@ func (u *unpacker) unpack(ctx context.Context, c *contents, i int) (err error) {
 		return err
 	}
 	failpoint.Hit("cri/image-applied")
-	// The database is durable at commit, so the files must be before it: after
-	// a power failure a committed chain is believed.
-	if err := syncFS(dir); err != nil {
-		return err
-	}
 	if err := u.snapshots.Commit(ctx, chainID.String(), key, snapshots.WithLabels(map[string]string{
 		snapshotRefLabel: chainID.String(),
 	})); err != nil && !errdefs.IsAlreadyExists(err) {
@@ -172,19 +165,6 @@ func (u *unpacker) apply(ctx context.Context, dir string, below []string, layer 
 		return fmt.Errorf("unpacks to %s, the configuration says %s", got, diffID)
 	}
 	u.imageBudget -= max(bounded.n, entries.declared)
-	return nil
-}
-
-// syncFS writes out the file system that holds dir.
-func syncFS(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", dir, err)
-	}
 	return nil
 }
 
