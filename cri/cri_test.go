@@ -100,7 +100,8 @@ func podLives(t *testing.T, n *node) {
 		t.Errorf("the last line is lost: %s", text)
 	}
 	n.remove(t, sandbox, config)
-	n.remove(t, sandbox, &runtimeapi.PodSandboxConfig{Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/none"}})
+	_, err = n.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox})
+	must(t, err)
 }
 
 func logOf(n *node, pod, container string) string {
@@ -361,11 +362,25 @@ func updateResources(t *testing.T, n *node) {
 	if got := n.status(t, id).Resources.Linux; got.MemoryLimitInBytes != 96<<20 || got.CpuShares != 300 || got.OomScoreAdj != 500 {
 		t.Errorf("resources are %v", got)
 	}
-	limit := filepath.Join("/sys/fs/cgroup/memory", n.cgroup, "update", id, "memory.limit_in_bytes")
-	if data, err := os.ReadFile(limit); err == nil && strings.TrimSpace(string(data)) != strconv.Itoa(96<<20) {
-		t.Errorf("the kernel's limit is %s", data)
+	var limits []string
+	for _, dir := range n.cgroupDirs("update") {
+		for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
+			if data, err := os.ReadFile(filepath.Join(containerCgroup(dir, id), file)); err == nil {
+				limits = append(limits, strings.TrimSpace(string(data)))
+			}
+		}
+	}
+	if len(limits) != 1 || limits[0] != strconv.Itoa(96<<20) {
+		t.Errorf("the kernel's limits are %s", limits)
 	}
 	n.remove(t, sandbox, pod)
+}
+
+func containerCgroup(pod, id string) string {
+	if scope := filepath.Join(pod, "berth-"+id+".scope"); strings.HasSuffix(pod, ".slice") {
+		return scope
+	}
+	return filepath.Join(pod, id)
 }
 
 func restart(t *testing.T, n *node) {

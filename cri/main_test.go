@@ -32,13 +32,19 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/cri"
+	"github.com/berth-io/berth/cri/cgroup"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 )
 
 // The tests run in a network and a mount namespace of their own: the whole
 // test program is started anew inside them.
-const insideEnv = "BERTH_CRI_TEST_INSIDE"
+const (
+	insideEnv = "BERTH_CRI_TEST_INSIDE"
+	// To run the compiled test elsewhere, as in a virtual machine.
+	binEnv    = "BERTH_CRI_TEST_BIN"    // directory with berth-shim, berth-cni and runc
+	driverEnv = "BERTH_CRI_TEST_DRIVER" // cgroup driver; default cgroupfs
+)
 
 func TestMain(m *testing.M) {
 	if os.Getuid() != 0 || os.Getenv(insideEnv) != "" {
@@ -61,7 +67,8 @@ func TestMain(m *testing.M) {
 // node is a runtime with its directories, a registry and an image.
 type node struct {
 	dir    string
-	cgroup string
+	driver string
+	cgroup string // of all pods
 	image  string
 	cfg    cri.Config
 	logs   *os.File
@@ -82,9 +89,9 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runc := filepath.Join(repo, "bin", "runc")
-	if _, err := os.Stat(runc); err != nil {
-		t.Skip("needs bin/runc: run make build")
+	driver := os.Getenv(driverEnv)
+	if driver == "" {
+		driver = cri.DriverCgroupfs
 	}
 	dir, err := os.MkdirTemp("", "cri-") // short: it leads to sockets
 	if err != nil {
@@ -93,7 +100,7 @@ func newNode(t testing.TB) *node {
 	must(t, unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""))
 	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1g"))
 	must(t, exec.Command("ip", "link", "set", "lo", "up").Run())
-	n := &node{dir: dir, cgroup: "/berth-cri-test-" + strconv.Itoa(os.Getpid())}
+	n := &node{dir: dir, driver: driver, cgroup: "berthcritest" + strconv.Itoa(os.Getpid())}
 	t.Cleanup(func() {
 		if t.Failed() {
 			n.removeAll(t)
@@ -104,13 +111,7 @@ func newNode(t testing.TB) *node {
 		must(t, unix.Unmount(dir, 0))
 		must(t, os.Remove(dir))
 	})
-	for _, program := range []string{"berth-shim", "berth-cni"} {
-		build := exec.Command("go", "build", "-o", filepath.Join(dir, "bin", program), "./cmd/"+program)
-		build.Dir = repo
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v\n%s", program, err, out)
-		}
-	}
+	bin := binaries(t, repo, filepath.Join(dir, "bin"))
 	must(t, os.MkdirAll(filepath.Join(dir, "net.d"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "net.d", "10-test.conflist"), []byte(fmt.Sprintf(`{
 		"cniVersion": "1.1.0", "name": "test", "plugins": [{
@@ -120,10 +121,10 @@ func newNode(t testing.TB) *node {
 	must(t, err)
 	n.cfg = cri.Config{
 		RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
-		Socket: filepath.Join(dir, "cri.sock"), ShimBinary: filepath.Join(dir, "bin", "berth-shim"),
-		RuntimeBinary: runc, CgroupDriver: cri.DriverCgroupfs, Version: "test",
+		Socket: filepath.Join(dir, "cri.sock"), ShimBinary: filepath.Join(bin, "berth-shim"),
+		RuntimeBinary: filepath.Join(bin, "runc"), CgroupDriver: driver, Version: "test",
 		Network: network.Config{
-			ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{filepath.Join(dir, "bin")}, CacheDir: filepath.Join(dir, "cni"),
+			ConfDir: filepath.Join(dir, "net.d"), BinDirs: []string{bin}, CacheDir: filepath.Join(dir, "cni"),
 		},
 		Image:  image.Config{Root: filepath.Join(dir, "images")},
 		Logger: slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -137,6 +138,27 @@ func newNode(t testing.TB) *node {
 	n.start(t)
 	n.serveImage(t)
 	return n
+}
+
+// binaries builds what the runtime executes, unless they are given.
+func binaries(t testing.TB, repo, into string) string {
+	t.Helper()
+	if given := os.Getenv(binEnv); given != "" {
+		return given
+	}
+	runc, err := os.ReadFile(filepath.Join(repo, "bin", "runc"))
+	if err != nil {
+		t.Skip("needs bin/runc: run make build")
+	}
+	for _, program := range []string{"berth-shim", "berth-cni"} {
+		build := exec.Command("go", "build", "-tags", buildTags, "-o", filepath.Join(into, program), "./cmd/"+program)
+		build.Dir = repo
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build %s: %v\n%s", program, err, out)
+		}
+	}
+	must(t, os.WriteFile(filepath.Join(into, "runc"), runc, 0o755))
+	return into
 }
 
 func must(t testing.TB, err error) {
@@ -189,13 +211,6 @@ func (n *node) removeAll(t testing.TB) {
 		if _, err := n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sb.Id}); err != nil {
 			t.Log(err)
 		}
-	}
-	left, err := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup + "/*")
-	if err != nil {
-		t.Log(err)
-	}
-	for _, dir := range left {
-		_ = os.Remove(dir) // a file of the parent's, most of them
 	}
 }
 
@@ -261,11 +276,11 @@ func (n *node) checkEmpty(t testing.TB) {
 			t.Errorf("left: mount %s", line)
 		}
 	}
-	cgroups, err := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup + "/*")
-	must(t, err)
-	for _, c := range cgroups {
-		if info, err := os.Stat(c); err == nil && info.IsDir() {
-			t.Errorf("left: cgroup %s", c)
+	for _, root := range n.cgroupDirs("") {
+		pods, err := filepath.Glob(filepath.Join(root, "*", "cgroup.procs"))
+		must(t, err)
+		for _, pod := range pods {
+			t.Errorf("left: cgroup %s", filepath.Dir(pod))
 		}
 	}
 	links, err := filepath.Glob("/sys/class/net/veth*")
@@ -309,10 +324,45 @@ func (n *node) checkProcesses(t testing.TB) {
 
 func (n *node) removeCgroups(t testing.TB) {
 	t.Helper()
-	own, err := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup)
-	must(t, err)
-	for _, c := range own {
-		must(t, os.Remove(c))
+	n.removeCgroup(t, "")
+}
+
+// parent is the cgroup of a pod, as the agent names it for the driver.
+func (n *node) parent(pod string) string {
+	if n.driver == cri.DriverCgroupfs {
+		return filepath.Join("/", n.cgroup, pod)
+	}
+	if pod == "" {
+		return n.cgroup + ".slice"
+	}
+	return n.cgroup + "-" + strings.ReplaceAll(pod, "-", "") + ".slice"
+}
+
+// cgroupDirs are those of a pod, or of all pods, that exist.
+func (n *node) cgroupDirs(pod string) []string {
+	path := n.parent(pod)
+	if n.driver == cri.DriverSystemd && pod != "" {
+		path = filepath.Join(n.parent(""), path)
+	}
+	var dirs []string
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		found, _ := filepath.Glob(filepath.Join(root, path)) // the pattern is a constant
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// removeCgroup is what the agent does after a pod. It fails if a container's
+// cgroup is left inside.
+func (n *node) removeCgroup(t testing.TB, pod string) {
+	t.Helper()
+	if n.driver == cri.DriverSystemd {
+		must(t, exec.Command("systemctl", "stop", n.parent(pod)).Run())
+	}
+	for _, d := range n.cgroupDirs(pod) {
+		if err := os.Remove(d); err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
 	}
 }
 
@@ -323,7 +373,7 @@ func (n *node) pod(name string) *runtimeapi.PodSandboxConfig {
 		Hostname:     name,
 		LogDirectory: filepath.Join(n.dir, "logs", name),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{
-			CgroupParent: n.cgroup + "/" + name,
+			CgroupParent: n.parent(name),
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
 			},
@@ -356,18 +406,17 @@ func (n *node) run(t testing.TB, config *runtimeapi.PodSandboxConfig) string {
 	return resp.PodSandboxId
 }
 
-// makeCgroup is what the agent does for a pod.
+// makeCgroup is what the agent does before a pod.
 func (n *node) makeCgroup(parent string) error {
-	roots, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
+	if n.driver == cri.DriverSystemd {
+		return nil // a slice comes with the first scope in it
+	}
+	tree, err := cgroup.Open()
 	if err != nil {
 		return err
 	}
-	for _, r := range roots {
-		if err := os.MkdirAll(filepath.Join(filepath.Dir(r), parent), 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err = tree.Ensure(parent)
+	return err
 }
 
 func (n *node) create(t testing.TB, sandbox string, config *runtimeapi.ContainerConfig) string {
@@ -389,11 +438,7 @@ func (n *node) remove(t testing.TB, sandbox string, config *runtimeapi.PodSandbo
 	must(t, err)
 	_, err = n.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox})
 	must(t, err)
-	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + config.Linux.CgroupParent)
-	must(t, err)
-	for _, d := range dirs {
-		must(t, os.Remove(d)) // fails if a container's cgroup is left inside
-	}
+	n.removeCgroup(t, config.Metadata.Name)
 }
 
 func (n *node) exec(t testing.TB, id string, command ...string) string {
