@@ -71,16 +71,17 @@ func (c claim) bind(ctx context.Context, r request) (Mounted, error) {
 func (m *Manager) openClaim(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
-		if m.claimsDir == "" || !strings.HasPrefix(path, m.claimsDir+"/") {
+		if m.claimsDir == "" || !strings.HasPrefix(path, filepath.Clean(m.claimsDir)+"/") {
 			return nil, fmt.Errorf("%s, which it is bound to, does not exist: make the directory or mount its disk", path)
 		}
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return nil, err
 		}
-		if err := makeDir(path, nil); err != nil {
-			return nil, err
+		// Another pod with this claim may have made it meanwhile.
+		makeErr := makeDir(path, nil)
+		if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil && makeErr != nil {
+			return nil, makeErr
 		}
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s, which it is bound to: %w", path, err)

@@ -3,10 +3,13 @@ package volume
 import (
 	"net"
 	"os"
+	"strconv"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 func TestHostPathTypes(t *testing.T) {
@@ -130,6 +133,37 @@ func TestClaimErrorsNameWhatIsMissing(t *testing.T) {
 	mustWrite(t, e.root+"/disk/data", "")
 	e.fails(pod, `volume "data": persistentvolumeclaim default/data: open ROOT/disk/data, which it is bound to: not a directory`)
 	e.tearDown(pod)
+}
+
+func TestPodsThatShareANewClaimFindOneDirectory(t *testing.T) {
+	e := newEnv(t)
+	e.objects.claims["data"] = e.root + "/claims/default/data"
+	const pods = 16
+	var all sync.WaitGroup
+	for i := range pods {
+		all.Go(func() {
+			pod := newPod(claimOf(false))
+			pod.UID = types.UID("uid-" + strconv.Itoa(i))
+			mounted, err := e.SetUp(t.Context(), pod)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := os.WriteFile(mounted["data"].HostPath+"/"+string(pod.UID), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+			if err := e.TearDown(t.Context(), string(pod.UID)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if names := shown(t, e.root+"/claims/default/data"); len(names) != pods {
+		t.Errorf("in the claim are %v", names)
+	}
+	if entries, err := os.ReadDir(e.root + "/claims/default"); err != nil || len(entries) != 1 {
+		t.Errorf("beside the claim are %v, %v", entries, err)
+	}
 }
 
 // claimTree makes a claim's directory with files, links and a mount in it.
