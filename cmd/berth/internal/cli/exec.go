@@ -12,9 +12,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
-	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
+	//lint:ignore SA1019 client-go's executor still wants this package's types, not those of its successor
+	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 
 	"github.com/berth-io/berth/cmd/berth/internal/client"
 )

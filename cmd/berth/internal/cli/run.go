@@ -17,10 +17,10 @@ import (
 // runFlags are what berth run can say about its pod. Whoever needs more writes
 // a manifest.
 type runFlags struct {
-	name, restart, pull     string
-	env, ports, volumes     []string
-	stdin, tty, command, rm bool
-	wait                    bool
+	name, restart, pull string
+	env, ports, volumes []string
+	command             bool
+	wait                bool
 }
 
 func runCommand(o *options) *cobra.Command {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	containerdlog "github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/berth-io/berth/agent"
@@ -38,6 +39,11 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 		return errors.New("the node makes namespaces, mounts and cgroups: it must run as root")
 	}
 	debug.SetGCPercent(gcPercent)
+	// The image library has a logger of its own, and says there what its
+	// caller is told as an error anyway.
+	if err := containerdlog.SetLevel("error"); err != nil {
+		return fmt.Errorf("set the image library's log level: %w", err)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Has(config.RoleNetwork) {
 		if err := configureNetwork(c); err != nil {
