@@ -223,7 +223,7 @@ func (p *Pod) WaitLog(container, text string) string {
 		if log = string(data); strings.Contains(log, text) {
 			return ""
 		}
-		return fmt.Sprintf("%.2000s", log)
+		return fmt.Sprintf("it is %.2000q", log)
 	})
 	return log
 }
@@ -261,7 +261,7 @@ func (p *Pod) dump() string {
 	var b strings.Builder
 	pod, ok, err := p.Get()
 	if err != nil || !ok {
-		fmt.Fprintf(&b, "pod %s: known %v, error %v\n", p.Name, ok, err)
+		fmt.Fprintf(&b, "pod %s: known %v, error %v\n%s", p.Name, ok, err, p.n.CLI("get", "pods").Stderr)
 		return b.String()
 	}
 	fmt.Fprintf(&b, "%s\n%s\n", Summary(pod), p.n.Explain(p.Namespace, p.Name))

@@ -44,8 +44,17 @@ func (n *Node) residue() []leak.Allowed {
 		{Kind: "cgroup", Pattern: c.CgroupRoot + `(/kubepods(/burstable|/besteffort)?)?`, Reason: "the QoS tree is the node's"},
 		{Kind: "cgroup", Pattern: `.*/kubepods\.slice(/kubepods-(burstable|besteffort)\.slice)?`, Reason: "the QoS tree is the node's"},
 		{Kind: "process", Pattern: `.*/berth node --config .*`, Reason: "the daemon, when it still runs"},
+		{Kind: "rule", Pattern: `table inet berth_cni chain hostports(_masq: type nat .*|_masq|_guard_\w+.*)?`, Reason: "the frame of the host ports, without ports"},
+		{Kind: "rule", Pattern: `table inet berth_cni chain (output|prerouting)(: type nat .*|: fib daddr type local jump hostports)?`, Reason: "the same"},
+		{Kind: "rule", Pattern: `table inet berth_cni( chain masq_\w+(: type nat .*|: .* comment "leaves network berth")?)?`, Reason: "masquerading is the network's, not a pod's"},
 		{Kind: "file", Pattern: c.RootDir + `(/images(/.*)?)?`, Reason: "images stay until they are removed"},
-		{Kind: "file", Pattern: c.RunDir + `|` + c.CRISocket + `|` + c.APISocket, Reason: "the daemon's sockets"},
+		{Kind: "file", Pattern: c.RootDir + `/claims(/.*)?`, Reason: "claims outlive their pods"},
+		{Kind: "file", Pattern: c.RootDir + `/agent/events`, Reason: "the node's history"},
+		{Kind: "file", Pattern: c.RootDir + `/(agent(/manifests|/pods)?|containers)`, Reason: "empty directories"},
+		{Kind: "file", Pattern: strings.Join([]string{c.KubeletDir, c.KubeletDir + "/pods", c.PodLogsDir, c.ContainerLogsDir}, "|"), Reason: "empty directories"},
+		{Kind: "file", Pattern: c.RunDir + `(/cni(/berth(/attachments)?)?|/cni-cache(/results)?|/containers|/ns|/runc|/sandboxes)?`, Reason: "empty directories"},
+		{Kind: "file", Pattern: c.RunDir + `/(cri\.lock|cni/berth/lock|cni/berth/last-reserved-\d)`, Reason: "one for the node, without content of pods"},
+		{Kind: "file", Pattern: c.CRISocket + `|` + c.APISocket, Reason: "the daemon's sockets"},
 	}
 }
 

@@ -15,11 +15,11 @@ import (
 // follow the file's name. One fault a file, except where the point is that all
 // are reported.
 var bad = []struct{ name, yaml, want string }{
-	{"syntax", "apiVersion: v1\nkind: Pod\nmetadata: {name: x\n", ":3: not valid YAML: did not find expected ',' or '}'"},
+	{"syntax", "apiVersion: v1\nkind: Pod\nmetadata: {name: x\n", ":2: not valid YAML: did not find expected ',' or '}'"},
 	{"tab", "apiVersion: v1\nkind: Pod\nmetadata:\n\tname: x\n", ":4: not valid YAML: found character that cannot start any token"},
 	{"not-an-object", "- just\n- a list\n", ":1: must be a Kubernetes object with apiVersion and kind"},
-	{"no-kind", "apiVersion: v1\nmetadata: {name: x}\n", ":1: kind: " + "required (supported: " + supported + ")"},
-	{"unknown-kind", "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: x}\n", ":2: kind: apps/v1 StatefulSet is not supported (supported: " + supported + ")"},
+	{"no-kind", "apiVersion: v1\nmetadata: {name: x}\n", ":1: apiVersion and kind are required (supported: " + supported + ")"},
+	{"unknown-kind", "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: x}\n", ":1: kind: apps/v1 StatefulSet is not supported (supported: " + supported + ")"},
 	{"unknown-field", pod("  - {name: main, image: a, comand: [x]}"), ":6: spec.containers[0].comand: unknown field (did you mean command?)"},
 	{"duplicate-key", pod("  - name: main\n    image: a\n    image: b"), ":8: spec.containers[0].image: duplicate key, first set on line 7"},
 	{"number-for-string", pod("  - {name: main, image: a, env: [{name: PORT, value: 8080}]}"), ":6: spec.containers[0].env[0].value: must be a string, not the number 8080; put it in quotes"},
@@ -40,7 +40,7 @@ var bad = []struct{ name, yaml, want string }{
 	{"other-node", pod("  - {name: main, image: a}\n  nodeName: elsewhere"), ":7: spec.nodeName: Invalid value: \"elsewhere\": this node is $NODE"},
 	{"selector", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec:\n  selector: {matchLabels: {app: a}}\n  template:\n    metadata: {labels: {app: b}}\n    spec: {containers: [{name: main, image: a}]}\n", ":7: spec.template.metadata.labels: Invalid value: {\"app\":\"b\"}: `selector` does not match template `labels`"},
 	{"not-base64", "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ndata: {password: \"hunter2!\"}\n", ":4: data[password]: must be base64 (plain text goes into stringData of a Secret): illegal base64 data at input byte 7"},
-	{"taken-name", "apiVersion: v1\nkind: Pod\nmetadata: {name: steady}\nspec:\n  containers:\n  - {name: main, image: a}\n", ":3: metadata.name: Pod default/steady is already defined in good.yaml on line 1"},
+	{"taken-name", "apiVersion: v1\nkind: Pod\nmetadata: {name: steady}\nspec:\n  containers:\n  - {name: main, image: a}\n", ": metadata.name: Pod default/steady is already defined in good.yaml"},
 }
 
 const supported = "v1 Pod, ConfigMap, Secret, PersistentVolumeClaim, Service, Namespace, List; apps/v1 Deployment, ReplicaSet, DaemonSet; batch/v1 Job"

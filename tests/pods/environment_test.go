@@ -17,10 +17,10 @@ spec:
   containers:
   - name: main
     image: $BOX
-    command: [testbox, report, "--once=$(FALSE)", "$(MISSING)", "$$(ESCAPED)"]
+    command: [testbox, report, "--once=$(ONCE)", "$(MISSING)", "$$(ESCAPED)"]
     args: ["$(GREETING)"]
     env:
-    - {name: FALSE, value: "false"}
+    - {name: ONCE, value: "false"}
     - {name: WHO, value: world}
     - {name: GREETING, value: "hello $(WHO)"}
     - {name: LATER, value: "$(AFTER)"}

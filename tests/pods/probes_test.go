@@ -151,7 +151,7 @@ spec:
 			equal(t, "last end", fmt.Sprint(s.LastTerminationState.Terminated.ExitCode), "137")
 			p.WaitEvent("Killing", "failed startup probe, will be restarted")
 			// The pod's own grace would hold up the end of the test.
-			p.Node().MustCLI("stop", p.Name, "--grace", "0")
+			p.Node().MustCLI("stop", p.Name, "--grace-period", "1s")
 		}},
 	})
 }
