@@ -30,6 +30,9 @@ const (
 	// subscribing is how long a stream's header is waited for. Berth's runtime
 	// sends it at once; others with the first event.
 	subscribing = 100 * time.Millisecond
+	// grain is how far apart an event and an answer must be for the clock to say
+	// which is newer.
+	grain = time.Microsecond
 	// parallel bounds the questions of a relist under way at once.
 	parallel = 8
 )
@@ -148,12 +151,13 @@ func (s *Store) event(ctx context.Context, e *runtimeapi.ContainerEventResponse)
 	if e.GetPodSandboxStatus().GetLabels()[podspec.LabelPodUID] == "" {
 		return nil // made by hand, with crictl: not an agent's pod
 	}
-	if old := s.Pod(uid); !wholeStory(e, &old) {
+	old, at := s.Pod(uid), since(e.GetCreatedAt())
+	if !wholeStory(e, &old) || old.asked && at.Sub(old.At).Abs() < grain {
 		s.askSoon(ctx, uid)
 		return nil
 	}
 	facts := []sandboxFacts{{sandbox: e.GetPodSandboxStatus(), containers: e.GetContainersStatuses()}}
-	s.put(assemble(uid, facts, since(e.GetCreatedAt())))
+	s.put(assemble(uid, facts, at))
 	return nil
 }
 
@@ -216,7 +220,7 @@ func (s *Store) askSoon(ctx context.Context, uid string) {
 // relist asks about every pod, those included that only the store knows. One
 // that cannot be asked about does not hold up the others.
 func (s *Store) relist(ctx context.Context) error {
-	at := time.Now()
+	at := s.now()
 	listCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	list, err := s.config.Runtime.ListPodSandbox(listCtx, &runtimeapi.ListPodSandboxRequest{})

@@ -22,11 +22,13 @@ type Pod struct {
 	// At is when the runtime was asked: an observation never replaces one with
 	// a later At. It is in this process's monotonic clock, which nobody sets.
 	At time.Time
+
+	asked bool // the runtime was asked; otherwise it told
 }
 
 // Same tells whether two observations say the same, whenever they were made.
 func (p Pod) Same(o Pod) bool {
-	p.UID, p.At = o.UID, o.At
+	p.UID, p.At, p.asked = o.UID, o.At, o.asked
 	if p.gone() && o.gone() {
 		return true
 	}

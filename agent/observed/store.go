@@ -47,6 +47,7 @@ type Store struct {
 	// a late event must not bring them back.
 	pods   map[string]Pod
 	asking map[string]bool // by pod UID: being asked about; true: once more after that
+	asked  time.Time       // when a question was last begun
 }
 
 // callTimeout bounds one question to the runtime: they are answered from
@@ -89,7 +90,7 @@ func (s *Store) UIDs() []string {
 // Refresh asks the runtime about one pod now. A worker calls it after each of
 // its actions, so that its next decision sees what the action did.
 func (s *Store) Refresh(ctx context.Context, uid string) (Pod, error) {
-	at := time.Now()
+	at := s.now()
 	listCtx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	list, err := s.config.Runtime.ListPodSandbox(listCtx, &runtimeapi.ListPodSandboxRequest{
@@ -99,6 +100,19 @@ func (s *Store) Refresh(ctx context.Context, uid string) (Pod, error) {
 		return Pod{}, fmt.Errorf("list the sandboxes of pod %s: %w", uid, err)
 	}
 	return s.ask(ctx, uid, list.GetItems(), at)
+}
+
+// now is the time of a question, later than that of any before: also where the
+// clock is coarse, the answer to the later one is the one that counts.
+func (s *Store) now() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if !now.After(s.asked) {
+		now = s.asked.Add(1)
+	}
+	s.asked = now
+	return now
 }
 
 // ask completes what was listed of a pod at that time, and stores it.
@@ -122,7 +136,9 @@ func (s *Store) ask(ctx context.Context, uid string, listed []*runtimeapi.PodSan
 		}
 		found = append(found, facts)
 	}
-	return s.put(assemble(uid, found, at)), nil
+	pod := assemble(uid, found, at)
+	pod.asked = true
+	return s.put(pod), nil
 }
 
 // containers asks one by one: what a runtime without event support needs.

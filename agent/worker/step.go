@@ -207,8 +207,11 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 		if err := w.prepare(ctx, obs); err != nil {
 			return err
 		}
-		_, err := w.parts.Actor.CreateSandbox(ctx, w.actPod(obs), a.Attempt)
-		return err
+		if _, err := w.parts.Actor.CreateSandbox(ctx, w.actPod(obs), a.Attempt); err != nil {
+			return err
+		}
+		clear(w.state.failures) // they were the old sandbox's: its containers are seen to end before it is
+		return nil
 	case plan.StopSandbox:
 		return w.stopSandbox(ctx, a.ID)
 	case plan.RemoveSandbox:
