@@ -117,16 +117,11 @@ func TestTheInitProcessHasNothingThatAContainerCouldTake(t *testing.T) {
 		}
 	}
 	// As a debugging container of the pod sees it.
-	c := b.bundle("ls -a /proc/1/root/; wc -l </proc/1/mounts; touch /proc/1/root/x && echo written", func(s *specs.Spec) {
+	c := b.bundle("ls -a /proc/1/root/; wc -l </proc/1/mounts; echo done", func(s *specs.Spec) {
 		s.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", pid)
 		set := []string{"CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"}
 		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: set, Effective: set, Permitted: set}
 	})
-	for _, applet := range []string{"ls", "wc", "touch"} {
-		if err := os.Link(filepath.Join(b.rootfs, "bin/busybox"), filepath.Join(b.rootfs, "bin", applet)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	b.run(c)
 	b.exit(c.ID)
 	var out []string
@@ -135,7 +130,7 @@ func TestTheInitProcessHasNothingThatAContainerCouldTake(t *testing.T) {
 			out = append(out, text)
 		}
 	}
-	if got := strings.Join(out, " "); got != ". .. 1" {
+	if got := strings.Join(out, " "); got != ". .. 1 done" {
 		t.Errorf("a container with CAP_SYS_PTRACE saw %q\n%s", got, b.log(c))
 	}
 }
@@ -379,9 +374,6 @@ func TestATerminalIsSharedResizedAndLogged(t *testing.T) {
 func TestLongLinesBecomeParts(t *testing.T) {
 	b := newBed(t)
 	c := b.bundle("dd if=/dev/zero bs=40000 count=1 2>/dev/null | tr '\\0' a; echo; echo -n end", nil)
-	if err := os.Link(filepath.Join(b.rootfs, "bin/busybox"), filepath.Join(b.rootfs, "bin/tr")); err != nil {
-		t.Fatal(err)
-	}
 	b.run(c)
 	b.exit(c.ID)
 	var got []string

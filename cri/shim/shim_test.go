@@ -24,7 +24,7 @@ import (
 
 // bed is a sandbox for one test.
 type bed struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	rootfs string
 	client *Client
@@ -74,25 +74,12 @@ func newBed(t *testing.T) *bed {
 
 func newBedWith(t *testing.T, runtime Runtime) *bed {
 	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("skipped: no busybox: install busybox-static")
-	}
 	b := &bed{t: t, dir: t.TempDir()}
 	b.rootfs = filepath.Join(b.dir, "rootfs")
-	for _, d := range []string{"bin", "proc", "dev", "sys", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(b.rootfs, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := b.makeRootfs(); err != nil {
+		t.Skipf("skipped: %v", err)
 	}
-	if out, err := exec.Command("cp", busybox, filepath.Join(b.rootfs, "bin/busybox")).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	for _, applet := range []string{"sh", "sleep", "cat", "echo", "seq", "dd", "kill", "stty", "tail", "true", "setsid"} {
-		if err := os.Link(filepath.Join(b.rootfs, "bin/busybox"), filepath.Join(b.rootfs, "bin", applet)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	var err error
 	runtime.Root = filepath.Join(b.dir, "runc")
 	b.client, err = Start(t.Context(), Sandbox{ID: "s", Dir: b.dir, Binary: shimBinary, Runtime: runtime})
 	if err != nil {
@@ -100,6 +87,27 @@ func newBedWith(t *testing.T, runtime Runtime) *bed {
 	}
 	t.Cleanup(b.end)
 	return b
+}
+
+func (b *bed) makeRootfs() error {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return fmt.Errorf("no busybox: install busybox-static: %w", err)
+	}
+	for _, d := range []string{"bin", "proc", "dev", "sys", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(b.rootfs, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if out, err := exec.Command("cp", busybox, filepath.Join(b.rootfs, "bin/busybox")).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	for _, applet := range []string{"sh", "sleep", "cat", "echo", "seq", "dd", "kill", "stty", "tail", "true", "setsid", "ls", "wc", "tr"} {
+		if err := os.Link(filepath.Join(b.rootfs, "bin/busybox"), filepath.Join(b.rootfs, "bin", applet)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // end leaves nothing behind, whatever state the test left.

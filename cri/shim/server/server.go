@@ -84,8 +84,8 @@ func Run(cfg Config, listenFD int) error {
 	go s.reaper.Run(children)
 	// Whoever ends the daemon's process group or session does not mean the
 	// containers: only Shutdown ends a shim. The signals are caught and not
-	// ignored, because a process that ignores a signal hands that on to the
-	// programs it executes: no Ctrl-C would reach a container.
+	// ignored, because a process hands on what it ignores to the programs it
+	// executes. runc happens to undo that for the container; others may not.
 	unwanted := make(chan os.Signal, 1)
 	signal.Notify(unwanted, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go refuse(unwanted)

@@ -1,0 +1,68 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestTheCgroupIsFoundInProc(t *testing.T) {
+	const hybrid = "9:name=systemd:/kubepods/pod1/c1\n4:memory:/kubepods/pod1/c1\n1:cpu:/kubepods/pod1/c1\n0::/kubepods/pod1/c1\n"
+	for _, c := range []struct {
+		name, text, id string
+		unified        bool
+		want           string
+	}{
+		{"version 2", "0::/kubepods/pod1/c1\n", "c1", true, root + "/kubepods/pod1/c1"},
+		{"a scope of systemd", "0::/kubepods.slice/cri-c1.scope\n", "c1", true, root + "/kubepods.slice/cri-c1.scope"},
+		{"version 1", "4:memory:/kubepods/pod1/c1\n", "c1", false, root + "/memory/kubepods/pod1/c1"},
+		{"hybrid", hybrid, "c1", false, root + "/memory/kubepods/pod1/c1"},
+		{"a cgroup that others share", "0::/kubepods/pod1\n", "c1", true, ""},
+		{"the root", "4:memory:/\n", "c1", false, ""},
+		{"no memory controller", "1:cpu:/kubepods/pod1/c1\n", "c1", false, ""},
+		{"a path with a colon", "0::/a:b/c1\n", "c1", true, root + "/a:b/c1"},
+		{"nonsense", "memory\n\n::\n", "c1", false, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := parse(c.text, c.id, c.unified); got.Dir != c.want {
+				t.Errorf("got %q, want %q", got.Dir, c.want)
+			}
+		})
+	}
+}
+
+func TestOOMKillsAreCounted(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		want       int64
+	}{
+		{"version 2", "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n", 2},
+		{"version 1", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", 1},
+		{"an old kernel without the counter", "oom_kill_disable 0\nunder_oom 0\n", 0},
+		{"nothing", "", 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "memory.events")
+			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := (Group{memory: path}).OOMKills(); got != c.want {
+				t.Errorf("got %d, want %d", got, c.want)
+			}
+		})
+	}
+	if got := (Group{}).OOMKills(); got != 0 {
+		t.Errorf("a container without a cgroup: %d", got)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("0::/kubepods/pod1/c1\n", true)
+	f.Add("4:memory:/x/c1\n", false)
+	f.Fuzz(func(t *testing.T, text string, unified bool) {
+		g := parse(text, "c1", unified)
+		if g.Dir != "" && !filepath.IsAbs(g.Dir) {
+			t.Errorf("relative directory %q", g.Dir)
+		}
+	})
+}
