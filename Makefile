@@ -35,7 +35,7 @@ build: setup-build bin/runc
 
 # runc is the only part with cgo: libseccomp compiles the seccomp filters.
 bin/runc: go.mod go.sum | setup-build
-	CGO_ENABLED=1 $(GO) build -trimpath -tags seccomp -o $@ github.com/opencontainers/runc
+	CGO_ENABLED=1 $(GO) build -trimpath -ldflags '-s -w' -tags seccomp -o $@ github.com/opencontainers/runc
 
 # The same binaries with the failpoints of internal/failpoint compiled in, for
 # the crash test.

@@ -126,7 +126,7 @@ func New(c Config) (*Agent, error) {
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
 		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
-		Hooks: hook.New(hook.Config{Exec: a.exec}), Events: a.events,
+		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 	}, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
@@ -253,6 +253,10 @@ func (a *Agent) exec(ctx context.Context, containerID string, command []string, 
 		return nil, 0, err
 	}
 	return append(resp.GetStdout(), resp.GetStderr()...), int(resp.GetExitCode()), nil
+}
+
+func (a *Agent) tell(pod *v1.Pod, eventType, reason, message string) {
+	a.events.Pod(pod, eventType, reason, "%s", message)
 }
 
 // leftoverCgroups finds pods that only have a cgroup left.
