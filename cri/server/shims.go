@@ -32,7 +32,7 @@ type ContainerRunner interface {
 type Sessions interface {
 	ExecSync(ctx context.Context, p shim.Process) (shim.ExecResult, error)
 	Exec(ctx context.Context, p shim.Process, wantStdin bool) (Session, error)
-	Attach(ctx context.Context, containerID string) (shim.Stdio, error)
+	Attach(ctx context.Context, containerID string, stdin bool) (shim.Stdio, error)
 	Resize(ctx context.Context, containerID string, width, height uint16) error
 	ReopenLog(ctx context.Context, containerID string) error
 }

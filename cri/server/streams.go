@@ -133,7 +133,7 @@ func (r streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out,
 	if !c.Config.GetStdin() {
 		in = nil
 	}
-	stdio, err := client.Attach(ctx, c.ID)
+	stdio, err := client.Attach(ctx, c.ID, in != nil)
 	if err != nil {
 		return fmt.Errorf("attach to container %s: %w", c.ID, err)
 	}

@@ -298,12 +298,14 @@ func (c *Client) ReopenLog(ctx context.Context, containerID string) error {
 	return c.call(ctx, wire.MethodReopenLog, wire.Target{ID: containerID}, nil)
 }
 
-// Attach joins a container's streams. What is written to Stdin goes to its
-// input, if it has one; Stdout and Stderr have its output from now on. The
-// files are the caller's to close.
-func (c *Client) Attach(ctx context.Context, containerID string) (Stdio, error) {
+// Attach joins a container's streams: Stdout and Stderr have its output from
+// now on. With stdin, what is written to Stdin goes to its input, if it has
+// one; of a container with StdinOnce that input ends with the first Stdin that
+// is closed, so who only looks on must not ask. The files are the caller's to
+// close.
+func (c *Client) Attach(ctx context.Context, containerID string, stdin bool) (Stdio, error) {
 	var which wire.Attached
-	files, err := c.ask(ctx, wire.MethodAttach, wire.Attach{ID: containerID, Stdin: true}, &which, nil)
+	files, err := c.ask(ctx, wire.MethodAttach, wire.Attach{ID: containerID, Stdin: stdin}, &which, nil)
 	if err != nil {
 		return Stdio{}, err
 	}
