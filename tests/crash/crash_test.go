@@ -107,7 +107,7 @@ func (p point) String() string { return fmt.Sprintf("%s:%d", p.name, p.n) }
 // passing of each failpoint on its way.
 func trace(t *testing.T) []point {
 	t.Helper()
-	n := newNode(t)
+	n := newNode(t, manifest)
 	file := n.Dir + "/trace"
 	n.Start("BERTH_FAILPOINT_TRACE=" + file)
 	waitSettled(t, n)
@@ -139,22 +139,30 @@ func trace(t *testing.T) []point {
 }
 
 func crashAt(t *testing.T, p point) {
-	n := newNode(t)
+	n := newNode(t, manifest)
 	n.Launch("BERTH_FAILPOINT=" + p.String())
 	removed := false
-	if died := waitDeath(t, n, func() bool { return settled(n) == "" }); !died {
+	died := waitDeath(t, n, func() bool { return settled(n) == "" })
+	if died == nobody {
 		checkSettled(t, n)
 		n.RemoveManifest("crash.yaml")
 		removed = true
-		if died := waitDeath(t, n, func() bool { return gone(n) }); !died {
-			if p.n == 1 {
-				t.Fatalf("the pod came and went without passing %s", p.name)
-			}
-			// How often a failpoint is passed depends on timing a little.
-			t.Logf("not passed %d times this time", p.n)
-			n.CheckNothingLeft()
-			return
+		died = waitDeath(t, n, func() bool { return gone(n) })
+	}
+	switch died {
+	case nobody:
+		if p.n == 1 {
+			t.Fatalf("the pod came and went without passing %s", p.name)
 		}
+		// How often a failpoint is passed depends on timing a little.
+		t.Logf("not passed %d times this time", p.n)
+		n.CheckNothingLeft()
+		return
+	case theShim:
+		n.RemoveAll()
+		n.CheckNothingLeft()
+		shimCrashAt(t, p)
+		return
 	}
 	running := n.Containers()
 	// What ends now ends without a daemon to see it.
@@ -172,7 +180,33 @@ func crashAt(t *testing.T, p point) {
 	}
 }
 
-func newNode(t *testing.T) *harness.Node {
+// shimCrashAt kills the shim instead of the daemon. What it knew dies with it,
+// and so do the pod's containers: a pod that may restart them is served by a
+// new sandbox.
+func shimCrashAt(t *testing.T, p point) {
+	n := newNode(t, strings.Replace(manifest, "restartPolicy: Never", "restartPolicy: Always", 1))
+	n.Start("BERTH_FAILPOINT=" + p.String())
+	ready := func() string {
+		pods, err := n.TryPods()
+		if err != nil || len(pods) != 1 {
+			return fmt.Sprintf("%d pods, %v", len(pods), err)
+		}
+		if s, _ := harness.Container(pods[0], "server"); !s.Ready {
+			return harness.Summary(pods[0])
+		}
+		return ""
+	}
+	waitDeath(t, n, func() bool { return ready() == "" })
+	// The failpoint is in the daemon's environment, and so in the next shim's.
+	n.Kill()
+	n.Start()
+	n.Pod(t, "default", "crash")
+	harness.Eventually(t, settleTimeout, "the server is ready again", ready)
+	n.RemoveAll()
+	n.CheckNothingLeft()
+}
+
+func newNode(t *testing.T, manifest string) *harness.Node {
 	t.Helper()
 	n := harness.NewNode(t, harness.Options{Bin: harness.FailpointBin(t)})
 	n.WriteManifest("crash.yaml", strings.ReplaceAll(manifest, "$OUT", n.Dir+"/out"))
@@ -191,8 +225,16 @@ func checkUntouched(t *testing.T, n *harness.Node, before []harness.Process) {
 	}
 }
 
-// waitDeath waits until the daemon was killed, true, or is done, false.
-func waitDeath(t *testing.T, n *harness.Node, done func() bool) bool {
+type victim string
+
+const (
+	nobody    victim = "nobody"
+	theDaemon victim = "the daemon"
+	theShim   victim = "the shim"
+)
+
+// waitDeath waits until a process has died at its failpoint, or all is done.
+func waitDeath(t *testing.T, n *harness.Node, done func() bool) victim {
 	t.Helper()
 	for deadline := time.Now().Add(settleTimeout); time.Now().Before(deadline); {
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -202,17 +244,24 @@ func waitDeath(t *testing.T, n *harness.Node, done func() bool) bool {
 			if sig != syscall.SIGKILL {
 				t.Fatalf("the daemon ended by itself (signal %v):\n%s", sig, n.LogTail(40))
 			}
-			return true
+			return theDaemon
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
 		if done() {
-			return false
+			return nobody
+		}
+		log, err := os.ReadFile(n.LogFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(log), "shim ended by itself") {
+			return theShim
 		}
 	}
 	t.Fatalf("neither crashed nor done after %v: %s\n%s", settleTimeout, settled(n), n.LogTail(40))
-	return false
+	return nobody
 }
 
 func waitSettled(t *testing.T, n *harness.Node) {
