@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,12 +43,20 @@ import (
 // test program is started anew inside them.
 const (
 	insideEnv = "BERTH_CRI_TEST_INSIDE"
+	// Makes the test program a daemon with this configuration, in JSON.
+	daemonEnv = "BERTH_CRI_TEST_DAEMON"
 	// To run the compiled test elsewhere, as in a virtual machine.
 	binEnv    = "BERTH_CRI_TEST_BIN"    // directory with berth-shim, berth-cni and runc
 	driverEnv = "BERTH_CRI_TEST_DRIVER" // cgroup driver; default cgroupfs
 )
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(daemonEnv); config != "" {
+		if err := runDaemon(config); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if os.Getuid() != 0 || os.Getenv(insideEnv) != "" {
 		os.Exit(m.Run())
 	}
@@ -62,6 +72,19 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+func runDaemon(config string) error {
+	var cfg cri.Config
+	if err := json.Unmarshal([]byte(config), &cfg); err != nil {
+		return err
+	}
+	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	r, err := cri.New(context.Background(), cfg)
+	if err != nil {
+		return err
+	}
+	return r.Run(context.Background())
 }
 
 // node is a runtime with its directories, a registry and an image.
@@ -108,6 +131,7 @@ func newNode(t testing.TB) *node {
 		n.stop(t)
 		n.checkEmpty(t)
 		must(t, n.logs.Close())
+		runtime.GC() // closes a probe of the content store's
 		must(t, unix.Unmount(dir, 0))
 		must(t, os.Remove(dir))
 	})
@@ -151,7 +175,7 @@ func binaries(t testing.TB, repo, into string) string {
 		t.Skip("needs bin/runc: run make build")
 	}
 	for _, program := range []string{"berth-shim", "berth-cni"} {
-		build := exec.Command("go", "build", "-tags", buildTags, "-o", filepath.Join(into, program), "./cmd/"+program)
+		build := exec.Command("go", "build", "-o", filepath.Join(into, program), "./cmd/"+program)
 		build.Dir = repo
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", program, err, out)
@@ -176,11 +200,22 @@ func (n *node) start(t testing.TB) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done = cancel, make(chan error, 1)
 	go func() { n.done <- r.Run(ctx) }()
+	n.dial(t)
+}
+
+func (n *node) dial(t testing.TB) {
+	t.Helper()
+	n.connect(t)
+	_, err := n.runtime.Version(context.Background(), &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
+	must(t, err)
+}
+
+func (n *node) connect(t testing.TB) {
+	t.Helper()
+	var err error
 	n.conn, err = grpc.NewClient("unix://"+n.cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
 	n.runtime, n.images = runtimeapi.NewRuntimeServiceClient(n.conn), runtimeapi.NewImageServiceClient(n.conn)
-	_, err = n.runtime.Version(context.Background(), &runtimeapi.VersionRequest{}, grpc.WaitForReady(true))
-	must(t, err)
 }
 
 func (n *node) stop(t testing.TB) {

@@ -28,7 +28,7 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 		ServerAddress: a.GetServerAddress(), IdentityToken: a.GetIdentityToken(), RegistryToken: a.GetRegistryToken(),
 	}, nil)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("pull %s: %w", ref, err))
+		return nil, errgrpc.ToGRPC(err)
 	}
 	return &runtimeapi.PullImageResponse{ImageRef: img.ID}, nil
 }

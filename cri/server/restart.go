@@ -139,6 +139,9 @@ func (s *Server) retainImage(c store.Container) error {
 
 // reconnect returns nil without an error when there is no shim any more.
 func (s *Server) reconnect(ctx context.Context, sandboxID string) (Shim, error) {
+	if client := s.pod(sandboxID).client(); client != nil {
+		return client, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
 	defer cancel()
 	client, err := s.shims.Connect(ctx, s.sandboxes.Dir(sandboxID))

@@ -49,10 +49,18 @@ func sandboxName(m *runtimeapi.PodSandboxMetadata) string {
 }
 
 func (s *Server) runSandbox(ctx context.Context, name string, req *runtimeapi.RunPodSandboxRequest) (string, error) {
-	if held, ok := s.sandboxes.Named(name); ok {
-		if held.Ready() {
-			return held.ID, nil // the answer to an earlier request was lost
+	held, ok := s.sandboxes.Named(name)
+	if ok && held.State == store.SandboxCreating {
+		// A daemon was killed over it, and its restart could not undo it yet.
+		if err := s.recoverSandbox(ctx, held); err != nil {
+			return "", fmt.Errorf("undo an interrupted creation of sandbox %s: %w", name, err)
 		}
+		held, ok = s.sandboxes.Named(name)
+	}
+	if ok && held.Ready() {
+		return held.ID, nil // the answer to an earlier request was lost
+	}
+	if ok {
 		return "", status.Errorf(codes.AlreadyExists, "sandbox %s exists as %s, and is %s: remove it or ask for another attempt", name, held.ID, held.State)
 	}
 	tl := newTimeline()

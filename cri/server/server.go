@@ -39,7 +39,7 @@ const (
 	// shimTimeout bounds a call that a healthy shim answers at once.
 	shimTimeout = 10 * time.Second
 	// recoveryTimeout bounds how long a restart waits for one shim.
-	recoveryTimeout = 2 * time.Second
+	recoveryTimeout = 5 * time.Second
 	// killTimeout is how long a process may take to end after SIGKILL.
 	killTimeout = time.Minute
 	// eventBacklog is how many events a reader may be behind.
