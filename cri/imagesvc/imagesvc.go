@@ -95,7 +95,7 @@ func pull(srv any, stream grpc.ServerStream) error {
 				}
 			}
 			if end.err != nil {
-				return errgrpc.ToGRPC(fmt.Errorf("pull %s: %w", ref.GetValue(), end.err))
+				return errgrpc.ToGRPC(end.err)
 			}
 			return send(stream, map[string]any{"id": end.img.ID, "size": end.img.Size})
 		}
@@ -119,7 +119,7 @@ func send(stream grpc.ServerStream, fields map[string]any) error {
 func importArchive(srv any, stream grpc.ServerStream) error {
 	images, err := srv.(Images).Import(stream.Context(), &archive{stream: stream})
 	if err != nil {
-		return errgrpc.ToGRPC(fmt.Errorf("import an archive: %w", err))
+		return errgrpc.ToGRPC(err)
 	}
 	list := []any{}
 	for _, img := range images {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
