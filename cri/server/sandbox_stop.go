@@ -105,6 +105,10 @@ func (s *Server) tearDownSandbox(ctx context.Context, sb store.Sandbox, p *pod) 
 		if err != nil {
 			return err
 		}
+		// The shim takes the pod's init with it, unless it was killed.
+		if err := s.cfg.Cgroups.Kill(initCgroup); err != nil {
+			return err
+		}
 		if err := s.cfg.Cgroups.Remove(initCgroup); err != nil {
 			return err
 		}
