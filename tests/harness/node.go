@@ -104,12 +104,13 @@ func NewNode(t TB, o Options) *Node {
 	if os.Getuid() != 0 {
 		t.Fatalf("needs root, for namespaces, mounts and cgroups: sudo make test")
 	}
+	sweepStale(t)
 	id := make([]byte, 3)
 	_, _ = rand.Read(id) // never fails
-	name := "bh-" + hex.EncodeToString(id)
+	name := namePrefix + hex.EncodeToString(id)
 	n := &Node{t: t, node: &node{
 		Name: name,
-		Dir:  "/var/tmp/" + name,
+		Dir:  filepath.Join(nodesDir, name),
 		Bin:  binaries(t, o.Bin),
 		env:  o.Env,
 	}}
@@ -126,6 +127,7 @@ func NewNode(t TB, o Options) *Node {
 	n.api = newAPIClient(n.Config.APISocket)
 	t.Cleanup(n.destroy)
 	n.makeDirs()
+	n.own()
 	ns, err := newNamespaces(n.Name)
 	if err != nil {
 		t.Fatalf("network namespace: %v", err)
