@@ -184,7 +184,7 @@ func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sand
 		PodSandboxId: pod.Sandbox, Config: config, SandboxConfig: sandbox,
 	})
 	err = why(ctx, call, err)
-	end(err)
+	end(plain(err))
 	if err != nil && ctx.Err() != nil {
 		return "", err
 	}
@@ -208,7 +208,7 @@ func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id st
 	end := pod.Timeline.Begin(timeline.Start, s.Container.Name)
 	_, err = a.Containers.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: id})
 	err = why(ctx, call, err)
-	end(err)
+	end(plain(err))
 	if err != nil && ctx.Err() != nil {
 		return err
 	}

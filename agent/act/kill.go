@@ -59,7 +59,7 @@ func (a *Actor) Kill(ctx context.Context, t Target, k plan.KillContainer, turn <
 	}
 	end := t.Pod.Timeline.Begin(timeline.Stop, k.Name)
 	err := a.stop(ctx, k.ID, grace)
-	end(err)
+	end(plain(err))
 	return err
 }
 

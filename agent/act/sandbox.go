@@ -34,7 +34,7 @@ func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (str
 		RuntimeHandler: runtimeHandler(pod.Pod),
 	})
 	err = why(ctx, call, err)
-	end(err)
+	end(plain(err))
 	if ctx.Err() != nil && err != nil {
 		return "", err
 	}
@@ -78,7 +78,12 @@ func (a *Actor) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandb
 	return podspec.Sandbox(pod, attempt, a.config.Node, parent)
 }
 
+// dnsWarnings tells what a pod's DNS policy could not give. On a node without
+// a cluster nobody misses the cluster's name servers.
 func (a *Actor) dnsWarnings(pod *v1.Pod) []podspec.Warning {
+	if len(a.config.Node.ClusterDNS) == 0 {
+		return nil
+	}
 	_, warnings := podspec.DNS(pod, a.config.Node)
 	return warnings
 }

@@ -150,7 +150,7 @@ func (p *Puller) pull(ctx context.Context, r Request) error {
 		Image:         &runtimeapi.ImageSpec{Image: r.Container.Image},
 		SandboxConfig: r.Sandbox,
 	})
-	done(err)
+	done(plain(err))
 	if ctx.Err() != nil {
 		return ctx.Err() // the pod is being stopped: nobody's failure
 	}
