@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/berth-io/berth/agent/plan"
@@ -116,17 +117,30 @@ func (a *Actor) Forget(podUID, logDir string) error {
 			return fmt.Errorf("remove the pod's directory: %w (unmount and remove what is in it, or wait: it is tried again)", err)
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := removeUnmounted(dir); err != nil {
 		return fmt.Errorf("remove the pod's directory: %w", err)
 	}
 	failpoint.Hit("agent/directory-removed")
 	if logDir == "" {
 		return nil
 	}
-	if err := os.RemoveAll(logDir); err != nil {
+	if err := removeUnmounted(logDir); err != nil {
 		return fmt.Errorf("remove the pod's logs: %w", err)
 	}
 	return nil
+}
+
+// removeUnmounted removes a directory unless somebody has mounted something
+// below it: what is mounted there is not the pod's to lose.
+func removeUnmounted(dir string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("look for mounts below %s: %w", dir, err)
+	}
+	if len(mounts) > 0 {
+		return fmt.Errorf("%s is mounted: unmount it, then the removal goes on", mounts[0].Mountpoint)
+	}
+	return os.RemoveAll(dir)
 }
 
 // removeEmptyTree removes a directory tree that holds no file.
