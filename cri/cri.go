@@ -41,6 +41,8 @@ const (
 	maxMessage = 16 << 20
 	// stopTimeout is how long requests under way may take when Run ends.
 	stopTimeout = 5 * time.Second
+	// lockTimeout is how long New waits for another daemon to go.
+	lockTimeout = 2 * time.Second
 	// runtimeTimeout bounds one command of the OCI runtime.
 	runtimeTimeout = 2 * time.Minute
 )
@@ -162,7 +164,15 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of the run directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A daemon that was killed while it started a process holds the lock a
+	// moment longer, through the child that has not become another program yet.
+	deadline := time.Now().Add(lockTimeout)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline) {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("another daemon works on %s: stop it or use another run directory: %w", dir, err)
 	}
