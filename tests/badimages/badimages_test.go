@@ -4,6 +4,7 @@ package badimages
 
 import (
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
 				if r.Code == 0 {
 					t.Fatalf("it was pulled:\n%s", r.Stdout)
 				}
-				got := strings.TrimSpace(r.Stderr)
+				got := plain(strings.TrimSpace(r.Stderr))
 				if got != message {
 					t.Errorf("got:\n  %s\nwant:\n  %s", got, message)
 				}
@@ -50,6 +51,11 @@ func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
 	if list := n.MustCLI("image", "ls"); strings.Contains(list, "bad/") {
 		t.Errorf("listed:\n%s", list)
 	}
+	// What came of a layer before the registry fell silent waits for the next
+	// pull, which goes on from there.
+	n.Registry.Replace("bad/layer-stalls", images["layer-stalls"].Mended())
+	n.MustCLI("image", "pull", harness.Registry+"/bad/layer-stalls:1")
+	n.MustCLI("image", "rm", harness.Registry+"/bad/layer-stalls:1")
 	for _, path := range []string{"/tmp/berth-escaped", n.Dir + "/berth-escaped"} {
 		if _, err := os.Lstat(path); err == nil {
 			t.Errorf("%s was written from a layer", path)
@@ -66,4 +72,14 @@ func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
 		return strings.Join(left, "\n")
 	})
 	n.CheckNothingLeft()
+}
+
+var (
+	digest = regexp.MustCompile(`sha256:[0-9a-f]{64}`)
+	sizes  = regexp.MustCompile(`\d+ of its \d+ bytes`)
+)
+
+// plain takes out what depends on how gzip packs.
+func plain(message string) string {
+	return sizes.ReplaceAllString(digest.ReplaceAllString(message, "DIGEST"), "N of its N bytes")
 }

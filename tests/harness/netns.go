@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -49,8 +50,15 @@ func newNamespaces(name string) (*namespaces, error) {
 
 func (ns *namespaces) path() string { return "/run/netns/" + ns.node }
 
+// remove deletes what there is of the namespaces.
 func (ns *namespaces) remove() error {
-	return errors.Join(ip("netns del "+ns.node), ip("netns del "+ns.outside))
+	var errs []error
+	for _, name := range []string{ns.node, ns.outside} {
+		if _, err := os.Stat("/run/netns/" + name); err == nil {
+			errs = append(errs, ip("netns del "+name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func ip(args string) error {

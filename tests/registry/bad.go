@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Media types of a well-formed image.
@@ -86,7 +87,8 @@ func BadImages() map[string]*Bad {
 			b.Blobs[m.Config.Digest] = bytes.Replace(b.Blobs[m.Config.Digest], []byte("linux"), []byte("xunil"), 1)
 		},
 	} {
-		b := bad(func(*parts) {})
+		// Its own content, or the node would have it from another image.
+		b := bad(func(p *parts) { p.tar(file(name)) })
 		var m manifest
 		if err := json.Unmarshal(b.Manifest, &m); err != nil {
 			panic(err) // we made it
@@ -131,8 +133,13 @@ func (b *Bad) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		<-req.Context().Done() // until the client gives up
 		return
 	}
-	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
-	send(w, req, data)
+	// With ranges: an interrupted pull goes on where it ended.
+	http.ServeContent(w, req, "", time.Time{}, bytes.NewReader(data))
+}
+
+// Mended is the image without what is wrong with how it is served.
+func (b *Bad) Mended() *Bad {
+	return &Bad{ManifestType: b.ManifestType, Manifest: b.Manifest, Blobs: b.Blobs}
 }
 
 func send(w http.ResponseWriter, req *http.Request, data []byte) {
