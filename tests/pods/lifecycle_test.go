@@ -143,21 +143,23 @@ spec:
 		{"postStart runs before the container counts as running", "poststart", `
 spec:
   containers:
-  - name: exec
-    image: $BOX
-    volumeMounts: [{name: v, mountPath: /v}]
-    lifecycle: {postStart: {exec: {command: [sh, -c, 'echo hooked > /v/f']}}}
-  - name: http
+  - name: exec                      # its hook holds up the next container's until the server listens
     image: $BOX
     command: [testbox, serve, --http, ":8081"]
+    volumeMounts: [{name: v, mountPath: /v}]
+    lifecycle:
+      postStart:
+        exec: {command: [sh, -c, 'until wget -q -O /dev/null http://127.0.0.1:8081/healthz; do usleep 10000; done; echo hooked > /v/f']}
+  - name: http
+    image: $BOX
     ports: [{name: web, containerPort: 8081}]
     lifecycle: {postStart: {httpGet: {path: /note/started, port: web, httpHeaders: [{name: X-Test, value: "yes"}]}}}
   volumes: [{name: v, emptyDir: {}}]
 `, func(t *testing.T, p *harness.Pod) {
 			p.WaitReady()
 			trimmed(t, "the hook's file", p.Exec("exec", "cat", "/v/f"), "hooked")
-			contains(t, "the hook's request", p.Logs("http"), "note started")
-			contains(t, "the hook's header", p.Logs("http"), "x=yes")
+			contains(t, "the hook's request", p.Logs("exec"), "note started")
+			contains(t, "the hook's header", p.Logs("exec"), "x=yes")
 		}},
 		{"a failed postStart kills the container", "poststartfail", `
 spec:
