@@ -3,6 +3,7 @@ package cri_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/rest"
@@ -46,6 +48,7 @@ func TestRuntime(t *testing.T) {
 		{"an image's volume is writable below a read-only root", imageVolume},
 		{"limits change while a container runs", updateResources},
 		{"containers live through a restart of the daemon", restart},
+		{"a shim that is killed", killedShim},
 		{"a second daemon is refused", secondDaemon},
 		{"twenty pods at once", burst},
 	} {
@@ -429,6 +432,41 @@ func checkNumbered(t *testing.T, text string) {
 	if want < 50 {
 		t.Errorf("only %d lines", want)
 	}
+}
+
+func killedShim(t *testing.T, n *node) {
+	pod := n.pod("shim")
+	shared := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
+	pod.Linux.SecurityContext.NamespaceOptions = shared
+	sandbox := n.run(t, pod)
+	var ids []string
+	for _, name := range []string{"a", "b"} {
+		c := n.container(name, "sleep", "1000")
+		if name == "a" {
+			c.Linux.SecurityContext.NamespaceOptions = shared
+		}
+		ids = append(ids, n.create(t, sandbox, c))
+		n.startContainer(t, ids[len(ids)-1])
+	}
+	resp, err := n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox, Verbose: true})
+	must(t, err)
+	var info struct{ Pid int }
+	must(t, json.Unmarshal([]byte(resp.Info["info"]), &info))
+	must(t, unix.Kill(info.Pid, unix.SIGKILL))
+	for _, id := range ids {
+		waitFor(t, "the containers' end", func() bool {
+			return n.status(t, id).State == runtimeapi.ContainerState_CONTAINER_EXITED
+		})
+		if st := n.status(t, id); st.ExitCode != 255 || st.Reason != "Unknown" {
+			t.Errorf("status is %v", st)
+		}
+	}
+	resp, err = n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox})
+	must(t, err)
+	if resp.Status.State != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("sandbox is %v", resp.Status)
+	}
+	n.remove(t, sandbox, pod)
 }
 
 func secondDaemon(t *testing.T, n *node) {

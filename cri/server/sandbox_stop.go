@@ -109,6 +109,10 @@ func (s *Server) tearDownSandbox(ctx context.Context, sb store.Sandbox, p *pod) 
 		if err := s.cfg.Cgroups.Kill(initCgroup); err != nil {
 			return err
 		}
+		// It has ended with its shim, unless the shim was killed.
+		if err := s.cfg.Cgroups.Kill(initCgroup); err != nil {
+			return err
+		}
 		if err := s.cfg.Cgroups.Remove(initCgroup); err != nil {
 			return err
 		}
