@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -493,23 +492,32 @@ func burst(t *testing.T, n *node) {
 	pods.Wait()
 }
 
-// BenchmarkPod measures the three calls that start a pod, and its removal.
+// BenchmarkPod measures the calls of a pod's life, with and without the default
+// seccomp profile, which the OCI runtime takes long to load.
 func BenchmarkPod(b *testing.B) {
 	n := newNode(b)
+	for _, kind := range []runtimeapi.SecurityProfile_ProfileType{
+		runtimeapi.SecurityProfile_Unconfined, runtimeapi.SecurityProfile_RuntimeDefault,
+	} {
+		b.Run("seccomp="+kind.String(), func(b *testing.B) { benchmarkPod(b, n, kind) })
+	}
+}
+
+func benchmarkPod(b *testing.B, n *node, seccomp runtimeapi.SecurityProfile_ProfileType) {
 	took := map[string][]time.Duration{}
 	measure := func(name string, f func()) {
 		began := time.Now()
 		f()
 		took[name] = append(took[name], time.Since(began))
 	}
-	i := 0
-	for b.Loop() {
-		i++
+	for i := 0; b.Loop(); i++ {
 		pod := n.pod(fmt.Sprintf("bench-%d", i))
 		must(b, n.makeCgroup(pod.Linux.CgroupParent))
+		config := n.container("main", "sleep", "1000")
+		config.Linux.SecurityContext.Seccomp.ProfileType = seccomp
 		var sandbox, id string
 		measure("RunPodSandbox", func() { sandbox = n.run(b, pod) })
-		measure("CreateContainer", func() { id = n.create(b, sandbox, n.container("main", "sleep", "1000")) })
+		measure("CreateContainer", func() { id = n.create(b, sandbox, config) })
 		measure("StartContainer", func() { n.startContainer(b, id) })
 		measure("ExecSync", func() { n.exec(b, id, "hostname") })
 		measure("StopContainer", func() {
@@ -519,7 +527,7 @@ func BenchmarkPod(b *testing.B) {
 		measure("remove", func() { n.remove(b, sandbox, pod) })
 	}
 	for name, list := range took {
-		sort.Slice(list, func(i, j int) bool { return list[i] < list[j] })
+		slices.Sort(list)
 		b.ReportMetric(float64(list[len(list)/2].Microseconds())/1000, name+"-p50-ms")
 	}
 }
