@@ -193,7 +193,7 @@ func (s *Server) killOrphan(c store.Container) error {
 }
 
 // isOurs guards against a process ID that was given to somebody else: the
-// container's process has its root on the container's mount.
+// container's process is in a cgroup with the container's ID in its name.
 func (s *Server) isOurs(c store.Container) bool {
 	cgroups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Pid))
 	return err == nil && containsID(cgroups, c.ID)
