@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -24,55 +23,63 @@ import (
 )
 
 // bareResult has what each part of a pod costs when nothing manages it, in
-// milliseconds, sorted.
-type bareResult struct{ network, rootfs, runc []float64 }
+// milliseconds.
+type bareResult struct{ network, rootfs, runc, total []float64 }
 
-// total is the median of the sum of all parts, nearly.
-func (r bareResult) total() float64 {
-	return percentile(r.network, 50) + percentile(r.rootfs, 50) + percentile(r.runc, 50)
+func (r *bareResult) add(cost [3]float64) {
+	r.network = append(r.network, cost[0])
+	r.rootfs = append(r.rootfs, cost[1])
+	r.runc = append(r.runc, cost[2])
+	r.total = append(r.total, cost[0]+cost[1]+cost[2])
 }
 
-func (r bareResult) print() {
-	fmt.Printf("%-44s %8.1f ms  = network %.1f + overlay %.1f + runc run -d %.1f\n", fmt.Sprintf("bare cost of a pod, median of %d", len(r.runc)),
-		r.total(), percentile(r.network, 50), percentile(r.rootfs, 50), percentile(r.runc, 50))
+func (r *bareResult) print() {
+	fmt.Printf("%-44s %8.1f ms  p90 %.1f  = network %.1f + overlay %.1f + runc run -d %.1f\n", fmt.Sprintf("bare cost of a pod, %d one at a time, p50", len(r.total)),
+		percentile(r.total, 50), percentile(r.total, 90), percentile(r.network, 50), percentile(r.rootfs, 50), percentile(r.runc, 50))
 }
 
-// measureBare makes containers of the same image and command as the pods, in
-// the network namespace and cgroup of the node that will run those.
-func measureBare(t harness.TB, n *harness.Node, count int) bareResult {
-	dir := filepath.Join(n.Dir, "bare")
-	lower := filepath.Join(dir, "image")
-	if err := extract(n, lower); err != nil {
+// bareMaker makes containers of the same image and command as the pods, in the
+// network namespace and cgroup of the node that runs those.
+type bareMaker struct {
+	n          *harness.Node
+	dir, lower string
+	bridge     netlink.Link
+	made       int
+}
+
+func newBareMaker(t harness.TB, n *harness.Node) *bareMaker {
+	m := &bareMaker{n: n, dir: filepath.Join(n.Dir, "bare")}
+	m.lower = filepath.Join(m.dir, "image")
+	if err := extract(n, m.lower); err != nil {
 		t.Fatalf("unpack busybox: %v", err)
 	}
-	var r bareResult
-	err := n.InNetwork(func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare0"}}
-		if err := errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetUp(bridge)); err != nil {
-			return err
-		}
-		defer netlink.LinkDel(bridge)
-		for i := range count + 1 {
-			c := &bareContainer{n: n, id: fmt.Sprintf("bare-%d", i), dir: filepath.Join(dir, fmt.Sprint(i)), lower: lower, bridge: bridge}
-			cost, err := c.run(i)
-			if err := errors.Join(err, c.remove()); err != nil {
-				return err
-			}
-			if i > 0 { // the first warms the caches
-				r.network = append(r.network, cost[0])
-				r.rootfs = append(r.rootfs, cost[1])
-				r.runc = append(r.runc, cost[2])
-			}
-		}
-		return nil
+	m.bridge = &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare0"}}
+	if err := n.InNetwork(func() error { return errors.Join(netlink.LinkAdd(m.bridge), netlink.LinkSetUp(m.bridge)) }); err != nil {
+		t.Fatalf("bridge of the bare containers: %v", err)
+	}
+	return m
+}
+
+// close removes what all containers shared.
+func (m *bareMaker) close(t harness.TB) {
+	if err := m.n.InNetwork(func() error { return netlink.LinkDel(m.bridge) }); err != nil {
+		t.Errorf("bridge of the bare containers: %v", err)
+	}
+}
+
+// measure makes and removes one container.
+func (m *bareMaker) measure(t harness.TB) [3]float64 {
+	m.made++
+	c := &bareContainer{n: m.n, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)), lower: m.lower, bridge: m.bridge}
+	var cost [3]float64
+	err := m.n.InNetwork(func() (err error) {
+		cost, err = c.run(m.made)
+		return errors.Join(err, c.remove())
 	})
 	if err != nil {
-		t.Fatalf("bare containers: %v", err)
+		t.Fatalf("bare container: %v", err)
 	}
-	slices.Sort(r.network)
-	slices.Sort(r.rootfs)
-	slices.Sort(r.runc)
-	return r
+	return cost
 }
 
 type bareContainer struct {
@@ -212,7 +219,7 @@ func (c *bareContainer) writeSpec() error {
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: filepath.Join(c.n.Config.CgroupRoot, "bare", c.id),
+			CgroupsPath: filepath.Join(c.n.Config.CgroupRoot, c.id),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 				{Type: specs.NetworkNamespace, Path: c.netns()},

@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -49,31 +49,35 @@ func (f footprint) print(pods int, idle time.Duration) {
 	fmt.Printf("%-44s %8.2f MB  of %d (goal ≤ 1.50)\n", "a shim, PSS", float64(f.shimPSS)/1024/float64(max(f.shims, 1)), f.shims)
 	fmt.Printf("%-44s %8.1f MB  PSS %.1f, %d open files (goal ≤ 60)\n", fmt.Sprintf("the daemon at %d pods, RSS", pods), float64(f.daemonRSS)/1024, float64(f.daemonPSS)/1024, f.files)
 	minute := time.Minute.Seconds() / idle.Seconds()
-	fmt.Printf("%-44s %8.2f s   daemon %.2f, shims %.2f (goal ≤ 1.30)\n", fmt.Sprintf("CPU in a quiet minute at %d pods", pods),
+	fmt.Printf("%-44s %8.3f s   daemon %.3f, shims %.3f (goal ≤ 1.30)\n", fmt.Sprintf("CPU in a quiet minute at %d pods", pods),
 		f.cpu*minute, f.daemonCPU*minute, (f.cpu-f.daemonCPU)*minute)
 }
 
-// cpuSeconds sums user and system time of daemon and shims, and of the
-// children that they waited for.
+// cpuSeconds sums the CPU time of daemon and shims. It asks the scheduler for
+// nanoseconds, since a hundred processes can hide a second in the ticks that
+// each has not yet filled.
 func cpuSeconds(n *harness.Node) (all, daemon float64) {
 	for _, p := range n.Processes() {
 		if p.Program != "berth" && p.Program != "berth-shim" {
 			continue
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.Pid))
 		if err != nil {
-			continue // it has ended
+			panic(err) // the pattern is ours
 		}
-		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		ticks := 0
-		for _, s := range f[11:15] {
-			v, err := strconv.Atoi(s)
+		seconds := 0.0
+		for _, file := range threads {
+			stat, err := os.ReadFile(file)
 			if err != nil {
-				panic("/proc/PID/stat: " + string(stat)) // the format is the kernel's promise
+				continue // the thread has ended
 			}
-			ticks += v
+			run, _, _ := strings.Cut(string(stat), " ")
+			ns, err := strconv.ParseInt(run, 10, 64)
+			if err != nil {
+				panic(file + ": " + string(stat)) // the format is the kernel's promise
+			}
+			seconds += float64(ns) / 1e9
 		}
-		seconds := float64(ticks) / 100 // USER_HZ
 		all += seconds
 		if p.Program == "berth" {
 			daemon += seconds

@@ -25,22 +25,18 @@ func main() {
 	var (
 		sequential = flag.Int("sequential", 50, "pods created one at a time")
 		burst      = flag.Int("burst", 100, "pods created together")
-		bare       = flag.Int("bare", 30, "bare containers to measure")
 		idle       = flag.Duration("idle", time.Minute, "how long to watch the idle node")
 	)
 	flag.Parse()
 	os.Exit(harness.Main("bench", func(t harness.TB) {
-		n := harness.NewNode(t, harness.Options{Amend: func(c *harness.Config) { c.LogLevel = "info" }})
+		n := harness.StartNode(t, harness.Options{Amend: func(c *harness.Config) { c.LogLevel = "info" }})
 		fmt.Printf("machine: %s\n\n", machine())
-		floor := measureBare(t, n, *bare)
-		floor.print()
-
-		n.Start()
 		n.MustCLI("image", "pull", harness.Busybox)
-		one := measureSequential(t, n, *sequential)
-		one.print(floor.total())
-		many := measureBurst(t, n, *burst)
-		many.print()
+		bare := newBareMaker(t, n)
+		one := measureSequential(t, n, bare, *sequential)
+		bare.close(t)
+		one.print()
+		measureBurst(t, n, *burst).print()
 		measureFootprint(n, *idle).print(*burst, *idle)
 		start := time.Now()
 		n.RemoveAll()
@@ -51,17 +47,20 @@ func main() {
 	}))
 }
 
-// sequentialResult has durations in milliseconds.
+// sequentialResult has durations in milliseconds, sorted.
 type sequentialResult struct {
+	bare        bareResult
 	ready, gone []float64
 	timeline    string // of the pod with the median time
 }
 
-func measureSequential(t harness.TB, n *harness.Node, count int) sequentialResult {
+// measureSequential makes a bare container and a pod in turns: whatever else
+// the machine does disturbs both alike.
+func measureSequential(t harness.TB, n *harness.Node, bare *bareMaker, count int) sequentialResult {
 	var r sequentialResult
 	timelines := map[float64]string{}
-	// The first pod makes the bridge and warms caches.
 	for i := range count + 1 {
+		cost := bare.measure(t)
 		name := fmt.Sprintf("one-%d", i)
 		start := time.Now()
 		n.WriteManifest(name+".yaml", pod(name))
@@ -71,23 +70,27 @@ func measureSequential(t harness.TB, n *harness.Node, count int) sequentialResul
 		start = time.Now()
 		n.RemoveManifest(name + ".yaml")
 		waitReady(t, n, 0, 2*time.Millisecond)
+		gone := milliseconds(time.Since(start))
 		if i == 0 {
-			continue
+			continue // makes the bridge and warms the caches
 		}
+		r.bare.add(cost)
 		r.ready = append(r.ready, ready)
-		r.gone = append(r.gone, milliseconds(time.Since(start)))
+		r.gone = append(r.gone, gone)
 		timelines[ready] = timeline
 	}
-	slices.Sort(r.ready)
-	slices.Sort(r.gone)
-	r.timeline = timelines[r.ready[len(r.ready)/2]]
+	for _, list := range [][]float64{r.bare.network, r.bare.rootfs, r.bare.runc, r.bare.total, r.ready, r.gone} {
+		slices.Sort(list)
+	}
+	r.timeline = timelines[percentile(r.ready, 50)]
 	return r
 }
 
-func (r sequentialResult) print(bare float64) {
+func (r *sequentialResult) print() {
+	r.bare.print()
 	p50 := percentile(r.ready, 50)
 	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  = %.2f × bare (goal ≤ 2.00)\n",
-		fmt.Sprintf("pod created → Ready, %d one at a time, p50", len(r.ready)), p50, percentile(r.ready, 90), percentile(r.ready, 99), p50/bare)
+		fmt.Sprintf("pod created → Ready, %d one at a time, p50", len(r.ready)), p50, percentile(r.ready, 90), percentile(r.ready, 99), p50/percentile(r.bare.total, 50))
 	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  (goal ≤ 100)\n", "pod deleted → gone, p50",
 		percentile(r.gone, 50), percentile(r.gone, 90), percentile(r.gone, 99))
 }
