@@ -101,6 +101,8 @@ func crashAt(t *testing.T, n *node, name string, pod *runtimeapi.PodSandboxConfi
 		}
 		n.kill(t, daemon)
 	}
+	sandboxes, err := os.ReadDir(filepath.Join(n.cfg.RunDir, "sandboxes"))
+	must(t, err)
 	n.start(t)
 	defer n.stop(t)
 	for what, id := range told {
@@ -124,6 +126,13 @@ func crashAt(t *testing.T, n *node, name string, pod *runtimeapi.PodSandboxConfi
 		t.Errorf("the same pod again: %v", err)
 	}
 	n.checkEmpty(t)
+	for _, sb := range sandboxes {
+		left, err := filepath.Glob("/sys/fs/cgroup/*/berth/" + sb.Name())
+		must(t, err)
+		if len(left) > 0 {
+			t.Errorf("left: cgroups %s", left)
+		}
+	}
 }
 
 // daemon starts the runtime as a process of its own; nil when it was killed on

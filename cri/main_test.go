@@ -318,11 +318,6 @@ func (n *node) checkEmpty(t testing.TB) {
 			t.Errorf("left: cgroup %s", filepath.Dir(pod))
 		}
 	}
-	own, err := filepath.Glob("/sys/fs/cgroup/*/berth")
-	must(t, err)
-	if len(own) > 0 {
-		t.Errorf("left: the runtime's own cgroups %s", own)
-	}
 	links, err := filepath.Glob("/sys/class/net/veth*")
 	must(t, err)
 	if len(links) > 0 {

@@ -26,12 +26,13 @@ var ErrNoNetwork = errors.New("no network is configured")
 
 // Config of New.
 type Config struct {
-	ConfDir  string            // where network configurations are, /etc/cni/net.d
-	BinDirs  []string          // where plugins are, /opt/cni/bin
-	CacheDir string            // where libcni keeps what DEL needs, /var/lib/cni
-	Timeout  time.Duration     // bound on one setup or teardown; 0 means 2 minutes
-	Logger   *slog.Logger      // nil: discarded
-	Plugins  map[string]Plugin // in-process plugins by type
+	ConfDir  string        // where network configurations are, /etc/cni/net.d
+	BinDirs  []string      // where plugins are, /opt/cni/bin
+	CacheDir string        // where libcni keeps what DEL needs, /var/lib/cni
+	Timeout  time.Duration // bound on one setup or teardown; 0 means 2 minutes
+	Logger   *slog.Logger  // nil: discarded
+	// Plugins are the in-process plugins by type.
+	Plugins map[string]Plugin `json:"-"`
 	// Default is the configuration used while ConfDir has none; may be empty.
 	Default []byte
 }

@@ -54,6 +54,7 @@ func (f *fakeImages) Release(_ context.Context, id string) error {
 type fakeNetwork struct {
 	mu   sync.Mutex
 	up   map[string]bool
+	seen []string
 	fail error
 	wait chan struct{} // when set, Setup waits for it
 }
@@ -64,6 +65,7 @@ func (f *fakeNetwork) Setup(_ context.Context, s network.Sandbox) (network.Resul
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.seen = append(f.seen, s.ID)
 	if f.fail != nil {
 		return network.Result{}, f.fail
 	}
@@ -196,8 +198,9 @@ func (f *fakeShim) Kill(_ context.Context, id string, sig unix.Signal, _ bool) e
 	st := f.states[id]
 	f.signals = append(f.signals, sig)
 	ends := sig == unix.SIGKILL || slices.Contains(f.obeys, sig)
+	gone := st == nil || st.Exited
 	f.mu.Unlock()
-	if st == nil || st.Exited {
+	if gone {
 		return shim.ErrNotFound
 	}
 	if ends {
@@ -315,6 +318,15 @@ func (w *world) checkEmpty(t *testing.T) {
 		}
 		for _, e := range entries {
 			t.Errorf("left: %s/%s", sub, e.Name())
+		}
+	}
+	for _, id := range w.network.seen {
+		left, err := filepath.Glob("/sys/fs/cgroup/*/berth/" + id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) > 0 {
+			t.Errorf("left: cgroups %s", left)
 		}
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

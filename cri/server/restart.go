@@ -261,6 +261,9 @@ func (s *Server) forgetAfterReboot(ctx context.Context, sb store.Sandbox) error 
 	if err := rootfs.Unmount(s.shmDir(sb.ID)); err != nil {
 		return err
 	}
+	if err := s.removeOwnCgroup(sb.ID); err != nil {
+		return err
+	}
 	if err := emptyDirectory(s.sandboxes.Dir(sb.ID), store.SandboxFile); err != nil {
 		return err
 	}
@@ -330,6 +333,9 @@ func (s *Server) sweepSandbox(ctx context.Context, id string) error {
 		return err
 	}
 	if err := rootfs.Unmount(s.shmDir(id)); err != nil {
+		return err
+	}
+	if err := s.removeOwnCgroup(id); err != nil {
 		return err
 	}
 	return rootfs.RemoveTree(s.sandboxes.Dir(id))

@@ -106,6 +106,9 @@ func podName(sb store.Sandbox) string {
 	return m.GetNamespace() + "/" + m.GetName()
 }
 
+// ownCgroups has the cgroups of sandboxes that nobody made one for.
+const ownCgroups = "/berth"
+
 // placeCgroup says where the containers' cgroups go. Without a parent in the
 // request, as crictl's users write it, the sandbox gets one of its own.
 func (s *Server) placeCgroup(sb *store.Sandbox) {
@@ -117,7 +120,7 @@ func (s *Server) placeCgroup(sb *store.Sandbox) {
 		sb.Cgroup = "system.slice"
 		return
 	}
-	sb.Cgroup, sb.OwnCgroup = path.Join("/berth", sb.ID), true
+	sb.Cgroup, sb.OwnCgroup = path.Join(ownCgroups, sb.ID), true
 }
 
 // setUpSandbox makes everything a sandbox has but its record. It returns the

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"path"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -118,21 +118,24 @@ func (s *Server) tearDownSandbox(ctx context.Context, sb store.Sandbox, p *pod) 
 		}
 	}
 	if sb.OwnCgroup {
-		if err := s.cfg.Cgroups.Remove(sb.Cgroup); err != nil {
+		if err := s.removeOwnCgroup(sb.ID); err != nil {
 			return err
 		}
-		s.removeIfEmpty(filepath.Dir(sb.Cgroup))
 	}
 	failpoint.Hit("cri/cgroup-removed")
 	return nil
 }
 
-// removeIfEmpty removes the parent of all own cgroups with the last of them;
-// that it still has others is the usual case.
-func (s *Server) removeIfEmpty(cgroup string) {
-	if err := s.cfg.Cgroups.RemoveEmpty(cgroup); err != nil {
-		s.log.Debug("cgroup stays", "cgroup", cgroup, "error", err)
+// removeOwnCgroup removes a sandbox's cgroup, and the parent of all of them
+// with the last; that it still has others is the usual case.
+func (s *Server) removeOwnCgroup(id string) error {
+	if err := s.cfg.Cgroups.Remove(path.Join(ownCgroups, id)); err != nil {
+		return err
 	}
+	if err := s.cfg.Cgroups.RemoveEmpty(ownCgroups); err != nil {
+		s.log.Debug("cgroup stays", "cgroup", ownCgroups, "error", err)
+	}
+	return nil
 }
 
 // killContainers ends every container of the sandbox at once and releases it.
