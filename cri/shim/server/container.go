@@ -142,7 +142,7 @@ func (s *server) forget(c *container) {
 // await records a container's end: first on disk, then to the daemon.
 func (s *server) await(c *container, exited <-chan reap.Exit) {
 	exit := <-exited
-	oom := c.group.OOMKills() > 0
+	oom := c.group.OOMKilled(exit.Code())
 	c.io.drain(drainPatience)
 	c.mu.Lock()
 	c.state.Exited, c.state.ExitedAt = true, exit.At

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 const root = "/sys/fs/cgroup"
@@ -23,6 +24,10 @@ type Group struct {
 	// memory holds the OOM counter: memory.events in version 2,
 	// memory.oom_control in version 1.
 	memory string
+	// parent holds the counter of the cgroup above, which in version 2 counts
+	// for all below it, and before is what it said at first.
+	parent string
+	before int64
 }
 
 // Of finds the cgroup of container id from its init process, or, when that
@@ -73,7 +78,10 @@ func groupAt(dir string) Group {
 	g := Group{Dir: dir, memory: filepath.Join(dir, "memory.events")}
 	if _, err := os.Stat(g.memory); err != nil {
 		g.memory = filepath.Join(dir, "memory.oom_control")
+		return g
 	}
+	g.parent = filepath.Join(filepath.Dir(dir), "memory.events")
+	g.before, _ = oomKills(g.parent) // absent at the root, where it is 0 for ever
 	return g
 }
 
@@ -93,23 +101,37 @@ func configured(bundle string) string {
 	return config.Linux.CgroupsPath
 }
 
-// OOMKills is how many of the container's processes the kernel has killed for
-// want of memory. The counters have one format in both versions.
-func (g Group) OOMKills() int64 {
-	if g.memory == "" {
-		return 0
+// OOMKilled tells whether the kernel has killed a process of the container for
+// want of memory; exitCode is how its init ended.
+//
+// systemd removes a scope's cgroup as soon as the last process has left it,
+// and the counter with it. Then the pod's counter has to tell: it counts the
+// kills of the pod's other containers too, so it is believed only of an init
+// that SIGKILL ended.
+func (g Group) OOMKilled(exitCode int) bool {
+	kills, err := oomKills(g.memory)
+	if err == nil {
+		return kills > 0
 	}
-	text, err := os.ReadFile(g.memory)
+	if g.parent == "" || exitCode != 128+int(syscall.SIGKILL) {
+		return false
+	}
+	kills, err = oomKills(g.parent)
+	return err == nil && kills > g.before
+}
+
+// oomKills reads a counter; the files have one format in both versions.
+func oomKills(file string) (int64, error) {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return 0 // no memory controller, or the cgroup has gone
+		return 0, err // no memory controller, or the cgroup has gone
 	}
 	for line := range bytes.Lines(text) {
 		if value, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			n, _ := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
-			return n
+			return strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
 		}
 	}
-	return 0
+	return 0, nil // a kernel without the counter
 }
 
 // Processes lists the container's processes in the host's pid namespace,

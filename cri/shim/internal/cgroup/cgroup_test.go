@@ -31,28 +31,41 @@ func TestTheCgroupIsFoundInProc(t *testing.T) {
 	}
 }
 
-func TestOOMKillsAreCounted(t *testing.T) {
+func TestOOMKillsAreFound(t *testing.T) {
+	const version2 = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"
 	for _, c := range []struct {
-		name, text string
-		want       int64
+		name, own, pod string
+		before         int64
+		exitCode       int
+		want           bool
 	}{
-		{"version 2", "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n", 2},
-		{"version 1", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", 1},
-		{"an old kernel without the counter", "oom_kill_disable 0\nunder_oom 0\n", 0},
-		{"nothing", "", 0},
+		{"version 2", version2, version2, 0, 137, true},
+		{"version 1", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", "", 0, 137, true},
+		{"a child, and init goes on", version2, version2, 0, 3, true},
+		{"an old kernel without the counter", "oom_kill_disable 0\nunder_oom 0\n", "", 0, 137, false},
+		{"another container of the pod", "oom_kill 0\n", "oom_kill 1\n", 0, 137, false},
+		{"the cgroup has gone, the pod's has counted", "", "oom_kill 3\n", 2, 137, true},
+		{"the cgroup has gone, the pod's has not counted", "", "oom_kill 2\n", 2, 137, false},
+		{"the cgroup has gone, init was not killed", "", "oom_kill 3\n", 2, 0, false},
+		{"both have gone", "", "", 0, 137, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "memory.events")
-			if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
-				t.Fatal(err)
+			g := Group{memory: filepath.Join(t.TempDir(), "own"), parent: filepath.Join(t.TempDir(), "pod"), before: c.before}
+			for path, text := range map[string]string{g.memory: c.own, g.parent: c.pod} {
+				if text == "" {
+					continue
+				}
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if got := (Group{memory: path}).OOMKills(); got != c.want {
-				t.Errorf("got %d, want %d", got, c.want)
+			if got := g.OOMKilled(c.exitCode); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
 			}
 		})
 	}
-	if got := (Group{}).OOMKills(); got != 0 {
-		t.Errorf("a container without a cgroup: %d", got)
+	if (Group{}).OOMKilled(137) {
+		t.Error("a container without a cgroup")
 	}
 }
 
