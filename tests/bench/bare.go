@@ -142,7 +142,7 @@ func (c *bareContainer) network(i int) error {
 	if err := errors.Join(netlink.LinkAdd(veth), netlink.LinkSetUp(veth)); err != nil {
 		return fmt.Errorf("veth: %w", err)
 	}
-	h, err := netlink.NewHandleAt(pod)
+	h, err := netlink.NewHandleAt(pod, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}

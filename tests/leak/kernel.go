@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // defaultDirs are where a node that ignored its configuration would mount.
@@ -61,7 +62,7 @@ func namedNamespaces(s Scope) ([]Item, error) {
 }
 
 func links(s Scope) ([]Item, error) {
-	root, err := netlink.NewHandle()
+	root, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -75,7 +76,7 @@ func links(s Scope) ([]Item, error) {
 		return items, fmt.Errorf("open %s: %w", s.NetNS, err)
 	}
 	defer ns.Close()
-	node, err := netlink.NewHandleAt(ns)
+	node, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return items, fmt.Errorf("list links of %s: %w", s.NetNS, err)
 	}

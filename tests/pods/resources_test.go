@@ -31,7 +31,9 @@ spec:
 			equal(t, "class", pod.Status.QOSClass, corev1.PodQOSGuaranteed)
 			g := groupOf(t, hostPid(t, p.Node(), "guaranteed-main"))
 			equal(t, "container", g.limits(t, 0), limits{memory: 64 << 20, quota: 25000, shares: g.shares(256, 35)})
-			equal(t, "pod", g.limits(t, 1), limits{memory: 96 << 20, quota: 75000, shares: g.shares(768, 80)})
+			// On cgroup v2 runc and the kubelet turn shares into weights by
+			// different formulas: so does each level here.
+			equal(t, "pod", g.limits(t, 1), limits{memory: 96 << 20, quota: 75000, shares: g.shares(768, 30)})
 			checkPath(t, g, pod, "")
 		}},
 		{"a burstable pod has shares of its requests and limits where it has them", "burstable", `
@@ -47,7 +49,7 @@ spec:
 			equal(t, "class", pod.Status.QOSClass, corev1.PodQOSBurstable)
 			g := groupOf(t, hostPid(t, p.Node(), "burstable-main"))
 			equal(t, "container", g.limits(t, 0), limits{memory: 48 << 20, quota: -1, shares: g.shares(102, 17)})
-			equal(t, "pod", g.limits(t, 1), limits{memory: -1, quota: -1, shares: g.shares(102, 17)})
+			equal(t, "pod", g.limits(t, 1), limits{memory: -1, quota: -1, shares: g.shares(102, 4)})
 			checkPath(t, g, pod, "burstable")
 		}},
 		{"a best-effort pod has the least shares", "besteffort", `
@@ -131,8 +133,10 @@ spec:
 				p.TryExec("main", "sh", "-c", "exec timeout 2 sh -c 'sleep 31.4159'")
 			}()
 			got := groupOf(t, hostPid(t, p.Node(), "31.4159"))
-			controller := "memory"
-			equal(t, "group", got.dir(controller, 0), want.dir(controller, 0))
+			// It may have one of its own below, to be killed by.
+			if in := want.dir("memory", 0); !strings.HasPrefix(got.dir("memory", 0)+"/", in+"/") {
+				t.Errorf("group: got %s, want it in %s", got.dir("memory", 0), in)
+			}
 			<-done
 		}},
 		{"groups are removed with their pod", "removed", `
