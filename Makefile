@@ -12,6 +12,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+# The tests look at the whole machine, and measure.
+.NOTPARALLEL:
 
 # sudo resets PATH to directories that hold no Go.
 export PATH := $(PATH):/usr/local/go/bin:/usr/lib/go/bin
@@ -61,7 +63,7 @@ unit: setup-build
 
 # One package at a time: each looks at the whole machine for what it left.
 blackbox: root build failpoints testbins setup-test
-	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -timeout 25m ./tests/...
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) test -count=1 -p 1 -parallel 8 -timeout 25m ./tests/...
 
 demo: root build testbins setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/demo

@@ -60,6 +60,9 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) {
 func (s *Server) logOf(pod *v1.Pod, name string, previous bool) (*observed.Container, error) {
 	obs := s.config.Observations.Pod(string(pod.UID))
 	c := obs.Container(name)
+	if c != nil && c.State == observed.Created && !previous {
+		c = obs.Previous(c) // as the kubelet does while the next one is waiting to start
+	}
 	if c == nil {
 		return nil, fmt.Errorf("container %q of pod %s/%s is waiting to start: it has no log yet", name, pod.Namespace, pod.Name)
 	}
