@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -60,10 +61,28 @@ func Open(c Config) (*Recorder, error) {
 			r.take(&e)
 		}
 	}
+	if err := r.dropUnfinished(); err != nil {
+		return nil, err
+	}
 	if err := r.rewrite(); err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// dropUnfinished removes what a kill in the middle of rewrite left.
+func (r *Recorder) dropUnfinished() error {
+	dir, name := filepath.Split(r.config.Path)
+	unfinished, err := filepath.Glob(filepath.Join(dir, ".tmp-"+name+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove an unfinished event file: %w", err)
+		}
+	}
+	return nil
 }
 
 // Close releases the file.

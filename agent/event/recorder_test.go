@@ -162,3 +162,15 @@ func FuzzOpenReadsAnything(f *testing.F) {
 		}
 	})
 }
+
+func TestAKillWhileWritingLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	unfinished := filepath.Join(dir, ".tmp-events123")
+	if err := os.WriteFile(unfinished, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open(t, filepath.Join(dir, "events"), 10)
+	if _, err := os.Stat(unfinished); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
