@@ -26,6 +26,8 @@ func (shims) Connect(ctx context.Context, dir string) (server.Shim, error) {
 	return client{c}, nil
 }
 
+func (shims) AwaitOrphans(ctx context.Context, dir string) error { return shim.AwaitOrphans(ctx, dir) }
+
 type client struct{ *shim.Client }
 
 func (c client) Exec(ctx context.Context, p shim.Process, wantStdin bool) (server.Session, error) {

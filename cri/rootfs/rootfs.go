@@ -101,7 +101,8 @@ func (l Layer) Remove() error {
 		return err
 	}
 	failpoint.Hit("cri/rootfs-unmounted")
-	if err := os.Remove(l.Mount); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Whoever came too late to find the root file system has written below it.
+	if err := RemoveTree(l.Mount); err != nil {
 		return fmt.Errorf("remove the mount point: %w", err)
 	}
 	return RemoveTree(l.Dir)

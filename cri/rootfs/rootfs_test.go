@@ -1,6 +1,8 @@
 package rootfs
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -103,6 +105,27 @@ func TestAChainTooLongForMountOptionsIsMountedByDescriptor(t *testing.T) {
 	}
 	if err := l.Remove(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestAMountPointThatSomebodyWroteBelowIsRemoved(t *testing.T) {
+	l, dir := newLayer(t)
+	if err := l.Create(lowers(t, dir, "low")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(l.Mount, "proc/sys"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{l.Mount, l.Dir} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
 	}
 }
 

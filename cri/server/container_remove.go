@@ -114,6 +114,9 @@ func (s *Server) deleteFromRuntime(ctx context.Context, c store.Container) error
 			return err
 		}
 	}
+	if err := s.killOrphan(ctx, c); err != nil {
+		return err
+	}
 	sb, _ := s.sandboxes.Get(c.SandboxID)
 	return s.runtimeDelete(ctx, s.runtime(sb.Handler), c.ID)
 }

@@ -117,6 +117,8 @@ func (f *fakeShims) Connect(_ context.Context, dir string) (Shim, error) {
 	return nil, shim.ErrGone
 }
 
+func (f *fakeShims) AwaitOrphans(context.Context, string) error { return nil }
+
 func (f *fakeShims) of(t *testing.T, s *Server, sandboxID string) *fakeShim {
 	t.Helper()
 	f.mu.Lock()

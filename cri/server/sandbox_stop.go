@@ -105,10 +105,6 @@ func (s *Server) tearDownSandbox(ctx context.Context, sb store.Sandbox, p *pod) 
 		if err != nil {
 			return err
 		}
-		// The shim takes the pod's init with it, unless it was killed.
-		if err := s.cfg.Cgroups.Kill(initCgroup); err != nil {
-			return err
-		}
 		// It has ended with its shim, unless the shim was killed.
 		if err := s.cfg.Cgroups.Kill(initCgroup); err != nil {
 			return err

@@ -349,4 +349,7 @@ type Network interface {
 type Shims interface {
 	Start(ctx context.Context, s shim.Sandbox) (Shim, error)
 	Connect(ctx context.Context, dir string) (Shim, error)
+	// AwaitOrphans returns once nothing that a shim which is gone has started
+	// can still make a container.
+	AwaitOrphans(ctx context.Context, dir string) error
 }

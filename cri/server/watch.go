@@ -150,7 +150,7 @@ func (s *Server) loseContainer(ctx context.Context, c store.Container) error {
 	}
 	st, written := s.writtenExit(c.ID)
 	if !written {
-		if err := s.killOrphan(c); err != nil {
+		if err := s.killOrphan(ctx, c); err != nil {
 			return err
 		}
 		st = store.Status{
@@ -178,8 +178,15 @@ func (s *Server) writtenExit(id string) (store.Status, bool) {
 }
 
 // killOrphan kills what outlived its shim: everything in the container's
-// cgroup, and its first process in case the cgroup is shared or gone.
-func (s *Server) killOrphan(c store.Container) error {
+// cgroup, and its first process in case the cgroup is shared or gone. The shim
+// may have been killed in the middle of a start: what that still made is killed
+// with the rest.
+func (s *Server) killOrphan(ctx context.Context, c store.Container) error {
+	ctx, cancel := context.WithTimeout(ctx, shimTimeout)
+	defer cancel()
+	if err := s.shims.AwaitOrphans(ctx, s.sandboxes.Dir(c.SandboxID)); err != nil {
+		return err
+	}
 	if err := s.cfg.Cgroups.Kill(c.Cgroup); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -75,9 +76,14 @@ func Run(cfg Config, listenFD int) error {
 		conns:  map[*wire.Conn]bool{}, containers: map[string]*container{}, execs: map[execKey]*execution{},
 		rest: time.AfterFunc(quiet, debug.FreeOSMemory),
 	}
+	lock, err := holdLock(cfg.Dir)
+	if err != nil {
+		return err
+	}
 	s.runtime = &oci.Runtime{
 		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.SystemdCgroup,
 		Timeout: cfg.Timeout, Dir: cfg.Dir, Env: os.Environ(), Reaper: s.reaper,
+		Lock: lock,
 	}
 	children := make(chan os.Signal, 32)
 	signal.Notify(children, unix.SIGCHLD)
@@ -90,6 +96,20 @@ func Run(cfg Config, listenFD int) error {
 	signal.Notify(unwanted, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go refuse(unwanted)
 	return s.accept(listenFD)
+}
+
+// holdLock locks wire.LockFile for as long as this process or a command that
+// inherits the descriptor lives.
+func holdLock(dir string) (fd uintptr, err error) {
+	path := filepath.Join(dir, wire.LockFile)
+	lock, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return 0, fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := unix.Flock(lock, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return 0, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return uintptr(lock), nil
 }
 
 // refuse says once why the shim is still there.

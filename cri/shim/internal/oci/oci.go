@@ -26,6 +26,7 @@ type Runtime struct {
 	Timeout       time.Duration // of one command; zero means none
 	Dir           string        // for files that live as long as one command
 	Env           []string      // of the runtime itself
+	Lock          uintptr       // descriptor that every command inherits: it tells that one still runs
 	Reaper        *reap.Reaper
 
 	seq atomic.Int64 // names the files in Dir
@@ -122,7 +123,8 @@ func (r *Runtime) start(what, dir, pidFile string, stdio Stdio, args []string) (
 }
 
 // command runs the runtime to its end, or to the timeout. It gets a process
-// group of its own, so that a hung one can be killed with its children.
+// group of its own, so that a hung one can be killed with its children, and
+// dies with the shim: what it would go on to make would be nobody's.
 func (r *Runtime) command(what, dir string, stdio Stdio, args []string) error {
 	logFile := r.fileBase("runtime") + ".log"
 	defer os.Remove(logFile)
@@ -134,8 +136,8 @@ func (r *Runtime) command(what, dir string, stdio Stdio, args []string) error {
 	pid, exited, err := r.Reaper.Fork(argv, &syscall.ProcAttr{
 		Dir:   dir,
 		Env:   r.Env,
-		Files: []uintptr{stdio.Stdin, stdio.Stdout, stdio.Stderr},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		Files: []uintptr{stdio.Stdin, stdio.Stdout, stdio.Stderr, r.Lock},
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)

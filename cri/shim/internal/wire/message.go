@@ -58,6 +58,10 @@ const (
 	CodeRunning  Code = "running"   // refused while a container runs
 )
 
+// LockFile is the file in a sandbox's directory that the shim and every command
+// it runs hold a lock on for as long as they live.
+const LockFile = "shim.lock"
+
 // Container is the body of MethodRun.
 type Container struct {
 	ID        string `json:"id"`
