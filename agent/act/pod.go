@@ -127,7 +127,7 @@ func (a *Actor) Forget(podUID, logDir string) error {
 	if err := removeUnmounted(logDir); err != nil {
 		return fmt.Errorf("remove the pod's logs: %w", err)
 	}
-	return nil
+	return a.removeLinks(logDir)
 }
 
 // removeUnmounted removes a directory unless somebody has mounted something

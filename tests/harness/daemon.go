@@ -54,7 +54,7 @@ func (n *Node) Launch(env ...string) {
 	defer log.Close()
 	n.starts++
 	fmt.Fprintf(log, "--- start %d\n", n.starts)
-	args := append(n.InNetNS(), filepath.Join(n.Bin, "berth"), "node", "--config", n.configFile)
+	args := append(append(n.InNetNS(), n.inBoot()...), filepath.Join(n.Bin, "berth"), "node", "--config", n.configFile)
 	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append(append(n.environ(), "NOTIFY_SOCKET="+notify), env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
@@ -106,7 +106,7 @@ func (n *Node) Running() bool {
 	}
 }
 
-// Pid of the daemon; nsenter became it by exec.
+// Pid of the daemon; what comes before it on its command line became it by exec.
 func (n *Node) Pid() int { return n.daemon.cmd.Process.Pid }
 
 // Kill ends the daemon with SIGKILL.

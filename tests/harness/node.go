@@ -94,6 +94,7 @@ type node struct {
 
 	daemon *daemon
 	starts int
+	bootID string // file with that of the last Reboot; empty: the kernel's own
 }
 
 // For returns the node as another test sees it: a subtest that shares it.
