@@ -45,6 +45,10 @@ func (s *Server) Restart(ctx context.Context) error {
 	}
 	_ = group.Wait() // each has reported for itself
 	failpoint.Hit("cri/sandboxes-recovered")
+	// Their shims go before the containers are looked at, which may be alive in them.
+	if err := s.sweepSandboxes(ctx); err != nil {
+		return err
+	}
 	for _, c := range s.containers.List() {
 		if _, ok := s.sandboxes.Get(c.SandboxID); ok {
 			continue
@@ -280,9 +284,9 @@ func (s *Server) removeStray(ctx context.Context, c store.Container) error {
 	return s.removeContainer(ctx, c.ID)
 }
 
-// sweep removes what has no record: from before the first write of a record,
-// after its removal, from one that was unreadable, and layers of earlier boots.
-func (s *Server) sweep(ctx context.Context) error {
+// sweepSandboxes removes what is left of sandboxes without a record: from before
+// its first write, after its removal, or of one that was unreadable.
+func (s *Server) sweepSandboxes(ctx context.Context) error {
 	orphans, err := s.sandboxes.Orphans()
 	if err != nil {
 		return err
@@ -292,7 +296,13 @@ func (s *Server) sweep(ctx context.Context) error {
 			s.log.Error("remains of a sandbox", "sandbox", id, "error", err)
 		}
 	}
-	if orphans, err = s.containers.Orphans(); err != nil {
+	return nil
+}
+
+// sweep does the same for containers, namespaces, and layers of earlier boots.
+func (s *Server) sweep(ctx context.Context) error {
+	orphans, err := s.containers.Orphans()
+	if err != nil {
 		return err
 	}
 	for _, id := range orphans {
