@@ -119,13 +119,20 @@ func (s *Store) dropExtractions(ctx context.Context) error {
 	return nil
 }
 
+// sweepRef names the ingest of sweep.
+const sweepRef = "sweep"
+
 // sweep collects garbage including what only the back ends know: files whose
 // database record a crash prevented. The collector compares a back end with
 // the database only if it removed something there, so give it something.
 func (s *Store) sweep(ctx context.Context) error {
+	// One that was killed half-way has left its own beginning under that name.
+	if err := s.content.Abort(ctx, sweepRef); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("sweep content: %w", err)
+	}
 	b := []byte("sweep " + rand.Text())
 	desc := ocispec.Descriptor{Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if err := content.WriteBlob(ctx, s.content, "sweep", bytes.NewReader(b), desc); err != nil {
+	if err := content.WriteBlob(ctx, s.content, sweepRef, bytes.NewReader(b), desc); err != nil {
 		return fmt.Errorf("sweep content: %w", err)
 	}
 	key := extractPrefix + rand.Text()

@@ -1,10 +1,13 @@
 package image
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
 )
 
 func TestPulledImageIsListedUnpackedAndThereAfterARestart(t *testing.T) {
@@ -50,6 +53,22 @@ func TestPulledImageIsListedUnpackedAndThereAfterARestart(t *testing.T) {
 	if u := mustUsage(t, s); u.Bytes != used.Bytes || u.Inodes != used.Inodes || u.Bytes == 0 {
 		t.Errorf("usage before %+v, after %+v", used, u)
 	}
+}
+
+func TestASweepThatWasKilledDoesNotKeepTheNextFromOpening(t *testing.T) {
+	config := testConfig(t)
+	s := open(t, config)
+	w, err := s.content.Writer(s.context(t.Context()), content.WithRef(sweepRef))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("half a sweep")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	open(t, config)
 }
 
 func mustUsage(t *testing.T, s *Store) Usage {
