@@ -38,6 +38,7 @@ type Config struct {
 	Dir           string // of the sandbox's state; short-lived files go here
 	Runtime       string // path of the OCI runtime
 	RuntimeRoot   string
+	RuntimeArgs   []string // more global flags
 	SystemdCgroup bool
 	Timeout       time.Duration // of one runtime command
 }
@@ -76,7 +77,7 @@ func Run(cfg Config, listenFD int) error {
 		rest: time.AfterFunc(quiet, debug.FreeOSMemory),
 	}
 	s.runtime = &oci.Runtime{
-		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.SystemdCgroup,
+		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, Args: cfg.RuntimeArgs, SystemdCgroup: cfg.SystemdCgroup,
 		Timeout: cfg.Timeout, Dir: cfg.Dir, Env: os.Environ(), Reaper: s.reaper,
 	}
 	children := make(chan os.Signal, 32)
