@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -27,12 +28,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/cri/cgroup"
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/host"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/imagesvc"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/server"
-	"github.com/berth-io/berth/cri/shim"
 )
 
 const (
@@ -59,15 +60,19 @@ type Config struct {
 	StateDir      string // writable layers, /var/lib/berth
 	Socket        string // unix socket to serve on
 	ShimBinary    string
-	RuntimeBinary string // the OCI runtime of pods that name no handler
+	RuntimeBinary string // the OCI runtime of the handler HandlerRunc
 	RuntimeRoot   string // its --root; empty: RunDir/runc
-	// Handlers are the OCI runtimes of other runtime handlers, by name.
-	Handlers     map[string]string
-	CgroupDriver string // DriverCgroupfs or DriverSystemd
-	Version      string // of the build
-	Network      network.Config
-	Image        image.Config
-	Logger       *slog.Logger
+	// Handlers are the OCI runtimes of runtime handlers by name. HandlerRunc
+	// is there by itself; one of that name takes its place. An empty root is
+	// RunDir/runtime-NAME, no timeout two minutes.
+	Handlers map[string]handler.Config
+	// DefaultHandler is that of pods that name none; empty: HandlerRunc.
+	DefaultHandler string
+	CgroupDriver   string // DriverCgroupfs or DriverSystemd
+	Version        string // of the build
+	Network        network.Config
+	Image          image.Config
+	Logger         *slog.Logger
 }
 
 // Runtime is a CRI runtime. Make it with New, then Run it once.
@@ -136,23 +141,40 @@ func (r *Runtime) serverConfig() (server.Config, error) {
 			return server.Config{}, err
 		}
 	}
-	runtime := func(binary, root string) shim.Runtime {
-		return shim.Runtime{
-			Binary: binary, Root: root, Timeout: runtimeTimeout,
-			SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
-		}
+	handlers, err := cfg.handlers()
+	if err != nil {
+		return server.Config{}, err
 	}
-	c := server.Config{
+	return server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
-		Runtime:  runtime(cfg.RuntimeBinary, cfg.RuntimeRoot),
-		Handlers: map[string]shim.Runtime{},
+		Handlers: handlers,
 		Host:     probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
+	}, nil
+}
+
+// HandlerRunc is the runtime handler that is always there.
+const HandlerRunc = "runc"
+
+func (cfg Config) handlers() (*handler.Set, error) {
+	all := map[string]handler.Config{HandlerRunc: {
+		Path: cfg.RuntimeBinary, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
+	}}
+	maps.Copy(all, cfg.Handlers)
+	for name, h := range all {
+		if h.Root == "" {
+			h.Root = filepath.Join(cfg.RunDir, "runtime-"+name)
+		}
+		if h.Timeout == 0 {
+			h.Timeout = runtimeTimeout
+		}
+		all[name] = h
 	}
-	for name, binary := range cfg.Handlers {
-		c.Handlers[name] = runtime(binary, filepath.Join(cfg.RunDir, "runtime-"+name))
+	standard := cfg.DefaultHandler
+	if standard == "" {
+		standard = HandlerRunc
 	}
-	return c, nil
+	return handler.NewSet(all, standard)
 }
 
 // lockDir keeps two daemons from working on one directory.

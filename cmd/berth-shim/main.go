@@ -33,6 +33,10 @@ func run() error {
 	flag.StringVar(&cfg.Runtime, "runtime", "", "path of the OCI runtime")
 	flag.StringVar(&cfg.RuntimeRoot, "root", "", "the runtime's --root")
 	flag.BoolVar(&cfg.SystemdCgroup, "systemd-cgroup", false, "pass --systemd-cgroup to the runtime")
+	flag.Func("runtime-arg", "one more global flag for the runtime; may be repeated", func(arg string) error {
+		cfg.RuntimeArgs = append(cfg.RuntimeArgs, arg)
+		return nil
+	})
 	flag.DurationVar(&cfg.Timeout, "timeout", 0, "bound on one runtime command")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/host"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/spec"
@@ -70,7 +71,7 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 		return "", err
 	}
 	failpoint.Hit("cri/container-recorded")
-	user, err := s.buildContainer(sb, c, img, tl)
+	user, err := s.buildContainer(ctx, sb, c, img, tl)
 	if err == nil {
 		_, err = s.containers.Update(c.ID, func(c *store.Container) error {
 			c.User, c.Timeline = user, tl.done()
@@ -125,7 +126,7 @@ func imageRef(img image.Image) string {
 
 // buildContainer makes the side effects of a creation; removeContainer undoes
 // them, whichever there are.
-func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.Image, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
+func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
 	if err := s.images.Retain(img.ChainID, c.ID); err != nil {
 		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
@@ -141,11 +142,19 @@ func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.I
 			return nil, fmt.Errorf("create the log directory: %w", err)
 		}
 	}
-	in, err := s.specInput(sb, c, img)
+	runtime, err := s.runtimeOf(sb)
 	if err != nil {
 		return nil, err
 	}
-	built, user, err := spec.Build(in, s.cfg.Host)
+	in, err := s.specInput(sb, c, img, runtime)
+	if err != nil {
+		return nil, err
+	}
+	host, err := s.hostFor(ctx, runtime, c.Config)
+	if err != nil {
+		return nil, err
+	}
+	built, user, err := spec.Build(in, host)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -174,7 +183,7 @@ func (s *Server) noteOOMScore(c store.Container, built *specs.Spec) {
 }
 
 // specInput gathers what the specification is made from.
-func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image) (spec.Input, error) {
+func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image, runtime *handler.Runtime) (spec.Input, error) {
 	cg, err := spec.ContainerCgroup(sb.Cgroup, c.ID, s.cfg.Host)
 	if err != nil {
 		return spec.Input{}, err
@@ -198,7 +207,7 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image)
 	if in.Devices, in.DeviceRules, err = host.Asked(c.Config.GetDevices()); err != nil {
 		return in, err
 	}
-	if sc.GetPrivileged() {
+	if sc.GetPrivileged() && !runtime.PrivilegedWithoutHostDevices {
 		if in.Devices, err = host.Devices(); err != nil {
 			return in, err
 		}

@@ -117,6 +117,10 @@ func (s *Server) deleteFromRuntime(ctx context.Context, c store.Container) error
 	if err := s.killOrphan(ctx, c); err != nil {
 		return err
 	}
-	sb, _ := s.sandboxes.Get(c.SandboxID)
-	return s.runtimeDelete(ctx, s.runtime(sb.Handler), c.ID)
+	if sb, ok := s.sandboxes.Get(c.SandboxID); ok {
+		if _, err := s.runtimeOf(sb); err != nil {
+			return err
+		}
+	}
+	return s.runtimeDelete(ctx, c.ID)
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -28,11 +27,11 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	merged := mergeResources(c.Resources, req.GetLinux())
 	limits := spec.Resources(merged, s.cfg.Host)
 	limits.HugepageLimits = nil // cannot be changed while it runs
-	data, err := json.Marshal(limits)
+	runtime, err := s.runtimeOf(sb)
 	if err != nil {
-		return nil, fmt.Errorf("encode the limits: %w", err)
+		return nil, err
 	}
-	if err := runRuntime(ctx, s.runtime(sb.Handler), data, "update", "--resources", "-", c.ID); err != nil {
+	if err := runtime.Update(ctx, c.ID, limits); err != nil {
 		return nil, fmt.Errorf("update container %s: %w", c.ID, err)
 	}
 	if _, err := s.containers.Update(c.ID, func(c *store.Container) error {
@@ -47,6 +46,9 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 // mergeResources overlays what is set on what was. Protobuf's own merge has
 // just that meaning for numbers and strings; maps are joined by key.
 func mergeResources(before, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	if before == nil && change == nil {
+		return nil
+	}
 	merged := &runtimeapi.LinuxContainerResources{}
 	proto.Merge(merged, before)
 	proto.Merge(merged, change)

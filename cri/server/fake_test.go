@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/cri/cgroup"
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/host"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
@@ -296,10 +297,16 @@ func (w *world) start(t *testing.T) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	handlers, err := handler.NewSet(map[string]handler.Config{
+		"runc": {Path: filepath.Join(w.dir, "runtime"), Root: filepath.Join(w.dir, "runc")},
+	}, "runc")
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, err := New(Config{
 		RunDir: filepath.Join(w.dir, "run"), StateDir: filepath.Join(w.dir, "state"),
-		Runtime: shim.Runtime{Binary: filepath.Join(w.dir, "runtime")},
-		Host:    probed, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
+		Handlers: handlers,
+		Host:     probed, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
 	}, w.images, w.network, w.shims)
 	if err != nil {
 		t.Fatal(err)

@@ -352,7 +352,7 @@ func (s *Server) sweepSandbox(ctx context.Context, id string) error {
 }
 
 func (s *Server) sweepContainer(ctx context.Context, id string) error {
-	if err := s.runtimeDelete(ctx, s.cfg.Runtime, id); err != nil {
+	if err := s.runtimeDelete(ctx, id); err != nil {
 		return err
 	}
 	if err := s.layer(id).Remove(); err != nil {

@@ -1,40 +1,68 @@
 package server
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
-	"time"
 
-	"github.com/berth-io/berth/cri/shim"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/handler"
+	"github.com/berth-io/berth/cri/spec"
+	"github.com/berth-io/berth/cri/store"
 )
 
-// runRuntime runs one command of the OCI runtime from the daemon itself: for
-// what a shim is not there to do, or that changes no process.
-func runRuntime(ctx context.Context, r shim.Runtime, stdin []byte, args ...string) error {
-	if r.Timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, r.Timeout)
-		defer cancel()
+// newHandler finds the OCI runtime of a request.
+func (s *Server) newHandler(name string) (*handler.Runtime, error) {
+	r, ok := s.cfg.Handlers.Get(name)
+	if !ok {
+		return nil, status.Errorf(codes.InvalidArgument, "runtime_handler: %q is not configured: name it in runtimes of the node's configuration", name)
 	}
-	all := []string{"--root", r.Root}
-	if r.SystemdCgroup {
-		all = append(all, "--systemd-cgroup")
+	if err := r.Installed(); err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	cmd := exec.CommandContext(ctx, r.Binary, append(all, args...)...)
-	cmd.Stdin = bytes.NewReader(stdin)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", r.Binary, strings.Join(args, " "), err, bytes.TrimSpace(out))
-	}
-	return nil
+	return r, nil
 }
 
-// runtimeDelete makes the runtime forget a container, and kills what is left
-// of it. A container that the runtime does not know is not an error.
-func (s *Server) runtimeDelete(ctx context.Context, r shim.Runtime, id string) error {
-	return runRuntime(ctx, r, nil, "delete", "--force", id)
+// runtimeOf is the OCI runtime that a sandbox was made with, whichever is the
+// default by now.
+func (s *Server) runtimeOf(sb store.Sandbox) (*handler.Runtime, error) {
+	name := sb.Runtime
+	if name == "" {
+		name = sb.Handler
+	}
+	r, ok := s.cfg.Handlers.Get(name)
+	if !ok {
+		return nil, fmt.Errorf("runtime handler %q of sandbox %s is not configured any more: put it back into runtimes of the node's configuration until its pods are removed", name, sb.ID)
+	}
+	return r, nil
+}
+
+// runtimeDelete makes whichever runtime has it forget a container, and kills
+// what is left of it: for when there is no shim to do so.
+func (s *Server) runtimeDelete(ctx context.Context, id string) error {
+	var errs []error
+	for _, r := range s.cfg.Handlers.All() {
+		errs = append(errs, r.Delete(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// hostFor is the host as far as a runtime makes use of it. The runtime is
+// asked only where the request depends on the answer.
+func (s *Server) hostFor(ctx context.Context, r *handler.Runtime, config *runtimeapi.ContainerConfig) (spec.Host, error) {
+	host := s.cfg.Host
+	for _, m := range config.GetMounts() {
+		if !m.GetRecursiveReadOnly() || !host.RecursiveReadOnly {
+			continue
+		}
+		known, err := r.Features(ctx)
+		if err != nil {
+			return host, fmt.Errorf("find out whether runtime handler %s can make mounts read-only with what is below them: %w", r.Name, err)
+		}
+		host.RecursiveReadOnly = known.RecursiveReadOnly
+	}
+	return host, nil
 }

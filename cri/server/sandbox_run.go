@@ -29,14 +29,13 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err := spec.ValidateSandbox(req.GetConfig()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if h := req.GetRuntimeHandler(); h != "" {
-		if _, ok := s.cfg.Handlers[h]; !ok {
-			return nil, status.Errorf(codes.InvalidArgument, "runtime_handler: %q is not configured", h)
-		}
+	runtime, err := s.newHandler(req.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
 	}
 	name := sandboxName(req.GetConfig().GetMetadata())
 	id, err := s.join(ctx, "sandbox "+name, func(ctx context.Context) (string, error) {
-		return s.runSandbox(ctx, name, req)
+		return s.runSandbox(ctx, name, runtime.Name, req)
 	})
 	if err != nil {
 		return nil, err
@@ -48,7 +47,7 @@ func sandboxName(m *runtimeapi.PodSandboxMetadata) string {
 	return strings.Join([]string{m.GetName(), m.GetNamespace(), m.GetUid(), strconv.FormatUint(uint64(m.GetAttempt()), 10)}, "_")
 }
 
-func (s *Server) runSandbox(ctx context.Context, name string, req *runtimeapi.RunPodSandboxRequest) (string, error) {
+func (s *Server) runSandbox(ctx context.Context, name, runtime string, req *runtimeapi.RunPodSandboxRequest) (string, error) {
 	held, ok := s.sandboxes.Named(name)
 	if ok && held.State == store.SandboxCreating {
 		// A daemon was killed over it, and its restart could not undo it yet.
@@ -65,7 +64,7 @@ func (s *Server) runSandbox(ctx context.Context, name string, req *runtimeapi.Ru
 	}
 	tl := newTimeline()
 	sb := store.Sandbox{
-		ID: newID(), Name: name, Config: req.GetConfig(), Handler: req.GetRuntimeHandler(),
+		ID: newID(), Name: name, Config: req.GetConfig(), Handler: req.GetRuntimeHandler(), Runtime: runtime,
 		BootID: s.cfg.BootID, CreatedAt: time.Now(), State: store.SandboxCreating,
 	}
 	s.placeCgroup(&sb)
@@ -156,7 +155,11 @@ func (s *Server) setUpSandbox(ctx context.Context, sb store.Sandbox, tl *timelin
 
 func (s *Server) startShim(ctx context.Context, sb store.Sandbox, tl *timeline) error {
 	defer tl.step("shim")()
-	client, err := s.shims.Start(ctx, s.shimConfig(sb.ID, sb.Handler))
+	runtime, err := s.runtimeOf(sb)
+	if err != nil {
+		return err
+	}
+	client, err := s.shims.Start(ctx, s.shimConfig(sb.ID, runtime))
 	if err != nil {
 		return fmt.Errorf("start the shim: %w", err)
 	}
@@ -246,6 +249,9 @@ func (s *Server) createSandboxFiles(sb store.Sandbox) error {
 			return err
 		}
 		failpoint.Hit("cri/cgroup-created")
+		if err := s.limitPod(sb, sb.Config); err != nil {
+			return err
+		}
 	}
 	dir := s.sandboxes.Dir(sb.ID)
 	if sb.Namespaces().GetIpc() != runtimeapi.NamespaceMode_NODE {

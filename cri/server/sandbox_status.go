@@ -89,12 +89,13 @@ func (s *Server) sandboxInfo(sb store.Sandbox) (map[string]string, error) {
 		ShimLost       bool                         `json:"shimLost,omitempty"`
 		NetNS          string                       `json:"netns,omitempty"`
 		CgroupParent   string                       `json:"cgroupParent"`
-		RuntimeHandler string                       `json:"runtimeHandler"`
+		RuntimeHandler string                       `json:"runtimeHandler"` // as asked for
+		Runtime        string                       `json:"runtime"`
 		Timeline       []step                       `json:"timeline"`
 		Config         *runtimeapi.PodSandboxConfig `json:"config"`
 	}
 	i := info{
-		State: sb.State, ShimLost: sb.Lost, CgroupParent: sb.Cgroup, RuntimeHandler: sb.Handler,
+		State: sb.State, ShimLost: sb.Lost, CgroupParent: sb.Cgroup, RuntimeHandler: sb.Handler, Runtime: sb.Runtime,
 		Timeline: timelineInfo(sb.Timeline), Config: sb.Config,
 	}
 	if c := s.pod(sb.ID).client(); c != nil {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/berth-io/berth/cri/cgroup"
 	"github.com/berth-io/berth/cri/events"
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/rootfs"
@@ -51,14 +52,11 @@ type Config struct {
 	RunDir     string // state of this boot: records, bundles, namespaces, sockets
 	StateDir   string // writable layers
 	ShimBinary string
-	// Runtime is the OCI runtime of the default handler, Handlers those of
-	// the other runtime handlers.
-	Runtime  shim.Runtime
-	Handlers map[string]shim.Runtime
-	Host     spec.Host
-	Cgroups  *cgroup.Tree
-	BootID   string
-	Version  string // of the build
+	Handlers   *handler.Set
+	Host       spec.Host
+	Cgroups    *cgroup.Tree
+	BootID     string
+	Version    string // of the build
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	Logger     *slog.Logger

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/shim"
 )
 
@@ -38,20 +39,13 @@ type Sessions interface {
 }
 
 // shimConfig is what a sandbox's shim is started with.
-func (s *Server) shimConfig(sandboxID, handler string) shim.Sandbox {
+func (s *Server) shimConfig(sandboxID string, r *handler.Runtime) shim.Sandbox {
 	return shim.Sandbox{
 		ID:      sandboxID,
 		Dir:     s.sandboxes.Dir(sandboxID),
 		Binary:  s.cfg.ShimBinary,
-		Runtime: s.runtime(handler),
+		Runtime: r.Shim(),
 	}
-}
-
-func (s *Server) runtime(handler string) shim.Runtime {
-	if r, ok := s.cfg.Handlers[handler]; ok {
-		return r
-	}
-	return s.cfg.Runtime
 }
 
 // shmDir is the shared memory of a sandbox's containers.

@@ -2,10 +2,10 @@ package server
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/handler"
 )
 
 // Name and versions of this runtime, as Version returns them. RuntimeVersion is
@@ -30,21 +30,19 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 	if err := s.network.Status(ctx); err != nil {
 		net.Status, net.Reason, net.Message = false, "NetworkPluginNotReady", err.Error()
 	}
-	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly}
-	resp := &runtimeapi.StatusResponse{
-		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			{Type: runtimeapi.RuntimeReady, Status: true}, net,
-		}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}},
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	if err := s.cfg.Handlers.Default().Installed(); err != nil {
+		runtime.Status, runtime.Reason, runtime.Message = false, "RuntimeNotInstalled", err.Error()
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.cfg.Handlers)) {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+	resp := &runtimeapi.StatusResponse{
+		Status:          &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, net}},
+		RuntimeHandlers: s.handlersStatus(ctx),
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	if req.GetVerbose() {
 		var err error
 		resp.Info, err = infoJSON(map[string]any{
-			"network": s.network.Name(), "runtime": s.cfg.Runtime.Binary,
+			"network": s.network.Name(), "defaultRuntime": s.cfg.Handlers.Default().Name, "runtimes": s.handlersInfo(),
 			"runDir": s.cfg.RunDir, "stateDir": s.cfg.StateDir,
 			"sandboxes": len(s.sandboxes.List()), "containers": len(s.containers.List()),
 		})
@@ -53,6 +51,37 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 		}
 	}
 	return resp, nil
+}
+
+// handlersStatus has the default handler under its own name and the empty one.
+func (s *Server) handlersStatus(ctx context.Context) []*runtimeapi.RuntimeHandler {
+	standard := s.cfg.Handlers.Default()
+	list := []*runtimeapi.RuntimeHandler{{Name: "", Features: s.handlerFeatures(ctx, standard)}}
+	for _, r := range s.cfg.Handlers.All() {
+		list = append(list, &runtimeapi.RuntimeHandler{Name: r.Name, Features: s.handlerFeatures(ctx, r)})
+	}
+	return list
+}
+
+// handlerFeatures are what both the host and the runtime can do. Of a runtime
+// that does not say, nothing is promised.
+func (s *Server) handlerFeatures(ctx context.Context, r *handler.Runtime) *runtimeapi.RuntimeHandlerFeatures {
+	known, err := r.Features(ctx)
+	if err != nil {
+		s.log.Debug("features of a runtime handler are not known, none are reported", "handler", r.Name, "error", err)
+	}
+	return &runtimeapi.RuntimeHandlerFeatures{
+		RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly && known.RecursiveReadOnly,
+	}
+}
+
+// handlersInfo is how each runtime is called.
+func (s *Server) handlersInfo() map[string]handler.Config {
+	info := map[string]handler.Config{}
+	for _, r := range s.cfg.Handlers.All() {
+		info[r.Name] = r.Config
+	}
+	return info
 }
 
 // RuntimeConfig tells the kubelet which cgroup driver to use.

@@ -27,6 +27,7 @@ type Runtime struct {
 	Binary        string        // path of runc, crun, ...
 	Root          string        // the runtime's --root
 	SystemdCgroup bool          // pass --systemd-cgroup
+	Args          []string      // more global flags, such as --debug
 	Timeout       time.Duration // bound on one runtime command; a hung runtime is killed and reported
 }
 

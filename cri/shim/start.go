@@ -79,6 +79,9 @@ func spawn(s Sandbox, listener int) (pid int, err error) {
 	if s.Runtime.SystemdCgroup {
 		argv = append(argv, "-systemd-cgroup")
 	}
+	for _, arg := range s.Runtime.Args {
+		argv = append(argv, "-runtime-arg="+arg)
+	}
 	pid, err = syscall.ForkExec(s.Binary, argv, &syscall.ProcAttr{
 		Env:   environment(os.Environ()),
 		Dir:   "/",

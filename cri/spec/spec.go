@@ -62,6 +62,12 @@ type Input struct {
 	CgroupsPath    string
 }
 
+// version is the oldest of the OCI runtime specification that has all that a
+// container needs: crun before 1.9, which Debian 12 has, refuses every newer
+// one. What is used of later versions is asked for only where the runtime's
+// features name it.
+const version = "1.0.2"
+
 // Build makes the specification. It also returns the user that the container's
 // first process has.
 func Build(in Input, host Host) (*specs.Spec, *runtimeapi.LinuxContainerUser, error) {
@@ -75,7 +81,7 @@ func Build(in Input, host Host) (*specs.Spec, *runtimeapi.LinuxContainerUser, er
 		return nil, nil, err
 	}
 	s := &specs.Spec{
-		Version: specs.Version,
+		Version: version,
 		Root:    &specs.Root{Path: in.Rootfs, Readonly: sc.GetReadonlyRootfs()},
 		Process: &specs.Process{
 			Terminal:        in.Container.GetTty(),

@@ -51,7 +51,9 @@ type Sandbox struct {
 	ID      string                       `json:"id"`
 	Name    string                       `json:"name"` // NAME_NAMESPACE_UID_ATTEMPT
 	Config  *runtimeapi.PodSandboxConfig `json:"config"`
-	Handler string                       `json:"runtimeHandler,omitempty"`
+	Handler string                       `json:"runtimeHandler,omitempty"` // as asked for
+	// Runtime is the handler that Handler meant at the time.
+	Runtime string `json:"runtime,omitempty"`
 	// Cgroup is the parent of the containers' cgroups; OwnCgroup says that it
 	// was made, and is to be removed, by this runtime.
 	Cgroup    string       `json:"cgroup,omitempty"`

@@ -55,13 +55,24 @@ type Config struct {
 	APISocket        string   `json:"apiSocket,omitempty"`
 	ShimBinary       string   `json:"shimBinary,omitempty"`
 	RuntimeBinary    string   `json:"runtimeBinary,omitempty"`
-	CNIConfDir       string   `json:"cniConfDir,omitempty"`
-	CNIBinDirs       []string `json:"cniBinDirs,omitempty"`
-	CertsDirs        []string `json:"certsDirs,omitempty"`
-	ClusterDNS       []string `json:"clusterDNS,omitempty"`
-	ClusterDomain    string   `json:"clusterDomain,omitempty"`
-	Network          Network  `json:"network"`
-	LogLevel         string   `json:"logLevel,omitempty"`
+
+	Runtimes       map[string]Runtime `json:"runtimes,omitempty"`
+	DefaultRuntime string             `json:"defaultRuntime,omitempty"`
+
+	CNIConfDir    string   `json:"cniConfDir,omitempty"`
+	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`
+	CertsDirs     []string `json:"certsDirs,omitempty"`
+	ClusterDNS    []string `json:"clusterDNS,omitempty"`
+	ClusterDomain string   `json:"clusterDomain,omitempty"`
+	Network       Network  `json:"network"`
+	LogLevel      string   `json:"logLevel,omitempty"`
+}
+
+// Runtime is one runtime handler in Config.
+type Runtime struct {
+	Path    string   `json:"path"`
+	Args    []string `json:"args,omitempty"`
+	Timeout string   `json:"timeout,omitempty"`
 }
 
 // Network is the pod network part of Config.

@@ -39,6 +39,7 @@ type Config struct {
 	Dir           string // of the sandbox's state; short-lived files go here
 	Runtime       string // path of the OCI runtime
 	RuntimeRoot   string
+	RuntimeArgs   []string // more global flags
 	SystemdCgroup bool
 	Timeout       time.Duration // of one runtime command
 }
@@ -81,7 +82,7 @@ func Run(cfg Config, listenFD int) error {
 		return err
 	}
 	s.runtime = &oci.Runtime{
-		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.SystemdCgroup,
+		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, Args: cfg.RuntimeArgs, SystemdCgroup: cfg.SystemdCgroup,
 		Timeout: cfg.Timeout, Dir: cfg.Dir, Env: os.Environ(), Reaper: s.reaper,
 		Lock: lock,
 	}

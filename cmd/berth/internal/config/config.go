@@ -67,8 +67,13 @@ type Config struct {
 
 	// ShimBinary is berth-shim. Default: beside berth, then $PATH.
 	ShimBinary string `json:"shimBinary,omitempty"`
-	// RuntimeBinary is the OCI runtime. Default: runc beside berth, then $PATH.
+	// RuntimeBinary is the OCI runtime of the handler runc. Default: runc beside berth, then $PATH.
 	RuntimeBinary string `json:"runtimeBinary,omitempty"`
+	// Runtimes are more OCI runtimes, by the name of the runtime handler that
+	// a RuntimeClass has. An entry runc takes the place of RuntimeBinary.
+	Runtimes map[string]Runtime `json:"runtimes,omitempty"`
+	// DefaultRuntime is the handler of pods that name none. Default: runc.
+	DefaultRuntime string `json:"defaultRuntime,omitempty"`
 
 	// CNIConfDir holds CNI network lists; the first by name is used. Where it
 	// has none, Berth's own network is. Default: /etc/cni/net.d.
@@ -155,6 +160,7 @@ func (c *Config) setDefaults() error {
 		{&c.ContainerLogsDir, "/var/log/containers"},
 		{&c.CgroupRoot, "/"},
 		{&c.CgroupDriver, "cgroupfs"},
+		{&c.DefaultRuntime, runc},
 		{&c.CNIConfDir, "/etc/cni/net.d"},
 		{&c.ClusterDomain, "cluster.local"},
 		{&c.Network.Bridge, "berth0"},
@@ -230,6 +236,7 @@ func (c *Config) Validate() error {
 	if c.CgroupDriver != "cgroupfs" && c.CgroupDriver != "systemd" {
 		reject("cgroupDriver", "%q must be cgroupfs or systemd", c.CgroupDriver)
 	}
+	c.validateRuntimes(reject)
 	for i, role := range c.Roles {
 		if !slices.Contains([]string{RoleAgent, RoleCRI, RoleNetwork}, role) {
 			reject(fmt.Sprintf("roles[%d]", i), "%q must be one of agent, cri, network", role)

@@ -16,6 +16,13 @@ func TestMistakesAreNamedByTheirKey(t *testing.T) {
 		{"network: {podCIDRs: [10.0.0.0/33]}\n", `network.podCIDRs[0]: "10.0.0.0/33" is not a subnet such as 10.85.0.0/16`},
 		{"clusterDNS: [dns]\n", `clusterDNS[0]: "dns" is not an IP address`},
 		{"logLevel: loud\n", `logLevel: "loud" must be debug, info, warn or error`},
+		{"runtimes: {crun: {path: crun}}\n", `runtimes.crun.path: "crun" must be an absolute path`},
+		{"runtimes: {crun: {}}\n", `runtimes.crun.path: "" must be an absolute path`},
+		{"runtimes: {crun: {path: /usr/bin/crun, rot: /run/crun}}\n", `unknown field "runtimes.crun.rot"`},
+		{"runtimes: {Crun_1: {path: /usr/bin/crun}}\n", `runtimes: "Crun_1" must be a name as a RuntimeClass has it: lower case letters, digits and -, at most 63`},
+		{"runtimes: {crun: {path: /usr/bin/crun, timeout: 1ms}}\n", `runtimes.crun.timeout: 1ms must be at least 1s`},
+		{"runtimes: {a: {path: /a, root: /run/x}, b: {path: /b, root: /run/x}}\n", `runtimes.b.root: /run/x is also that of a: a runtime takes what is there for its own`},
+		{"defaultRuntime: gvisor\n", `defaultRuntime: "gvisor" must be runc or one of runtimes`},
 		{"rescan: 1ms\n", `rescan: 1ms must be at least 1s`},
 		{"network: {bridge: averyveryverylongname}\n", `network.bridge: "averyveryverylongname" is longer than the 15 characters of an interface name`},
 	} {

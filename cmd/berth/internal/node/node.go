@@ -24,6 +24,7 @@ import (
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 	"github.com/berth-io/berth/cni/plugin"
 	"github.com/berth-io/berth/cri"
+	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/systemd/notify"
@@ -85,7 +86,8 @@ func newRuntime(ctx context.Context, c config.Config, version string, log *slog.
 	}
 	r, err := cri.New(ctx, cri.Config{
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
-		RuntimeBinary: c.RuntimeBinary, CgroupDriver: c.CgroupDriver, Version: version,
+		RuntimeBinary: c.RuntimeBinary, Handlers: handlers(c), DefaultHandler: c.DefaultRuntime,
+		CgroupDriver: c.CgroupDriver, Version: version,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
@@ -99,6 +101,19 @@ func newRuntime(ctx context.Context, c config.Config, version string, log *slog.
 		return nil, named("runtime", err)
 	}
 	return r, nil
+}
+
+// handlers are the runtimes that the configuration names.
+func handlers(c config.Config) map[string]handler.Config {
+	all := map[string]handler.Config{}
+	for name, r := range c.Runtimes {
+		all[name] = handler.Config{
+			Path: r.Path, Root: r.Root, Args: r.Args, Timeout: r.Timeout.Duration,
+			SystemdCgroup:                c.CgroupDriver == cri.DriverSystemd,
+			PrivilegedWithoutHostDevices: r.PrivilegedWithoutHostDevices,
+		}
+	}
+	return all
 }
 
 func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {

@@ -22,6 +22,7 @@ import (
 type Runtime struct {
 	Binary        string
 	Root          string
+	Args          []string // more global flags
 	SystemdCgroup bool
 	Timeout       time.Duration // of one command; zero means none
 	Dir           string        // for files that live as long as one command
@@ -128,7 +129,7 @@ func (r *Runtime) start(what, dir, pidFile string, stdio Stdio, args []string) (
 func (r *Runtime) command(what, dir string, stdio Stdio, args []string) error {
 	logFile := r.fileBase("runtime") + ".log"
 	defer os.Remove(logFile)
-	argv := []string{r.Binary, "--root", r.Root, "--log", logFile, "--log-format", "json"}
+	argv := append([]string{r.Binary, "--root", r.Root, "--log", logFile, "--log-format", "json"}, r.Args...)
 	if r.SystemdCgroup {
 		argv = append(argv, "--systemd-cgroup")
 	}
