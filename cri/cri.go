@@ -31,8 +31,10 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/imagesvc"
 	"github.com/berth-io/berth/cri/network"
+	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/server"
 	"github.com/berth-io/berth/cri/shim"
+	"github.com/berth-io/berth/cri/spec"
 )
 
 const (
@@ -109,7 +111,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if r.streams, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("listen for exec, attach and port-forward: %w", err)
 	}
-	config, err := r.serverConfig()
+	config, err := r.serverConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +119,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	return r, err
 }
 
-func (r *Runtime) serverConfig() (server.Config, error) {
+func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	cfg := r.cfg
 	cgroups, err := cgroup.Open()
 	if err != nil {
@@ -152,7 +154,30 @@ func (r *Runtime) serverConfig() (server.Config, error) {
 	for name, binary := range cfg.Handlers {
 		c.Handlers[name] = runtime(binary, filepath.Join(cfg.RunDir, "runtime-"+name))
 	}
+	c.Features = r.features(ctx, probed)
 	return c, nil
+}
+
+// features finds out what the runtime handlers can do here.
+func (r *Runtime) features(ctx context.Context, h spec.Host) map[string]spec.Features {
+	noIDMap := rootfs.ProbeIDMap(r.cfg.Image.Root, r.cfg.StateDir)
+	if noIDMap != nil {
+		r.log.Info("pods cannot have user namespaces here", "reason", noIDMap)
+	}
+	all := map[string]spec.Features{}
+	of := func(name, binary string) {
+		f := host.RuntimeFeatures(ctx, binary)
+		f.RecursiveReadOnly = f.RecursiveReadOnly && h.RecursiveReadOnly
+		if noIDMap != nil {
+			f.NoUserNamespaces = noIDMap
+		}
+		all[name] = f
+	}
+	of("", r.cfg.RuntimeBinary)
+	for name, binary := range r.cfg.Handlers {
+		of(name, binary)
+	}
+	return all
 }
 
 // lockDir keeps two daemons from working on one directory.

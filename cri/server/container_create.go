@@ -130,7 +130,7 @@ func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.I
 		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
 	done := tl.step("rootfs")
-	if err := s.layer(c.ID).Create(img.Layers); err != nil {
+	if err := s.layer(c.ID).Create(img.Layers, s.userNS(sb)); err != nil {
 		return nil, err
 	}
 	done()
@@ -145,7 +145,7 @@ func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.I
 	if err != nil {
 		return nil, err
 	}
-	built, user, err := spec.Build(in, s.cfg.Host)
+	built, user, err := spec.Build(in, s.host(sb.Handler))
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -156,6 +156,9 @@ func (s *Server) buildContainer(sb store.Sandbox, c store.Container, img image.I
 	}
 	if err := os.WriteFile(filepath.Join(s.containers.Dir(c.ID), "config.json"), config, 0o600); err != nil {
 		return nil, fmt.Errorf("write the OCI configuration: %w", err)
+	}
+	if err := s.openBundle(sb, c); err != nil {
+		return nil, err
 	}
 	failpoint.Hit("cri/bundle-written")
 	return user, nil
@@ -208,11 +211,11 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image)
 			return in, fmt.Errorf("read the seccomp profile: %w", err)
 		}
 	}
-	volumes, err := imageVolumes(s.layer(c.ID), img, c.Config.GetMounts())
+	volumes, err := imageVolumes(s.layer(c.ID), img, sb, c.Config.GetMounts())
 	if err != nil {
 		return in, err
 	}
 	in.PodMounts = append(in.PodMounts, volumes...)
-	in.Mounts, err = requestMounts(c.Config.GetMounts())
+	in.Mounts, err = requestMounts(c.Config.GetMounts(), s.userNS(sb))
 	return in, err
 }

@@ -55,6 +55,8 @@ type Config struct {
 	// the other runtime handlers.
 	Runtime  shim.Runtime
 	Handlers map[string]shim.Runtime
+	// Features are those of the handlers, the default one's under "".
+	Features map[string]spec.Features
 	Host     spec.Host
 	Cgroups  *cgroup.Tree
 	BootID   string

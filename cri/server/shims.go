@@ -7,13 +7,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/cri/shim"
+	"github.com/berth-io/berth/cri/spec"
 )
 
 // Shim is a sandbox's shim, as shim.Client has it.
 type Shim interface {
 	ContainerRunner
 	Sessions
-	Init(ctx context.Context, cgroupDirs []string) (pid int, err error)
+	Init(ctx context.Context, spec shim.Init) (pid int, err error)
+	EndInit(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 	Pid() int
 	Close() error
@@ -52,6 +54,13 @@ func (s *Server) runtime(handler string) shim.Runtime {
 		return r
 	}
 	return s.cfg.Runtime
+}
+
+// host is the host as containers of a handler see it.
+func (s *Server) host(handler string) spec.Host {
+	h := s.cfg.Host
+	h.RecursiveReadOnly = s.cfg.Features[handler].RecursiveReadOnly
+	return h
 }
 
 // shmDir is the shared memory of a sandbox's containers.

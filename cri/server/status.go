@@ -30,16 +30,21 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 	if err := s.network.Status(ctx); err != nil {
 		net.Status, net.Reason, net.Message = false, "NetworkPluginNotReady", err.Error()
 	}
-	features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly}
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			{Type: runtimeapi.RuntimeReady, Status: true}, net,
 		}},
-		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: "", Features: features}},
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.cfg.Handlers)) {
-		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: features})
+	noUserNamespaces := map[string]string{}
+	for _, name := range append([]string{""}, slices.Sorted(maps.Keys(s.cfg.Handlers))...) {
+		f := s.cfg.Features[name]
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: f.RecursiveReadOnly, UserNamespaces: f.NoUserNamespaces == nil,
+		}})
+		if f.NoUserNamespaces != nil {
+			noUserNamespaces[name] = f.NoUserNamespaces.Error()
+		}
 	}
 	if req.GetVerbose() {
 		var err error
@@ -47,6 +52,7 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 			"network": s.network.Name(), "runtime": s.cfg.Runtime.Binary,
 			"runDir": s.cfg.RunDir, "stateDir": s.cfg.StateDir,
 			"sandboxes": len(s.sandboxes.List()), "containers": len(s.containers.List()),
+			"noUserNamespaces": noUserNamespaces, // why, by handler
 		})
 		if err != nil {
 			return nil, err

@@ -35,6 +35,13 @@ type Host struct {
 	AppArmor string
 }
 
+// Features are what containers of one runtime handler can have, on this host.
+type Features struct {
+	RecursiveReadOnly bool // see Host
+	// NoUserNamespaces says why pods cannot have user namespaces; nil: they can.
+	NoUserNamespaces error
+}
+
 // Input is everything one container's specification is made from.
 type Input struct {
 	ID        string
@@ -68,6 +75,9 @@ func Build(in Input, host Host) (*specs.Spec, *runtimeapi.LinuxContainerUser, er
 	sc := securityContext(in.Container)
 	user, err := ResolveUser(sc, in.Image.User, in.Accounts)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkMapped(user, UserNamespace(in.Sandbox)); err != nil {
 		return nil, nil, err
 	}
 	args, err := processArgs(in.Container, in.Image)
@@ -117,7 +127,7 @@ func namespaces(in Input, sc *runtimeapi.LinuxContainerSecurityContext, host Hos
 		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
 	for _, kind := range []specs.LinuxNamespaceType{
-		specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.UserNamespace, specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
 	} {
 		if path := in.Namespaces[kind]; path != "" {
 			list = append(list, specs.LinuxNamespace{Type: kind, Path: path})
