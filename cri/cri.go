@@ -33,6 +33,7 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/imagesvc"
 	"github.com/berth-io/berth/cri/network"
+	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/server"
 )
 
@@ -114,7 +115,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if r.streams, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("listen for exec, attach and port-forward: %w", err)
 	}
-	config, err := r.serverConfig()
+	config, err := r.serverConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +123,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	return r, err
 }
 
-func (r *Runtime) serverConfig() (server.Config, error) {
+func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	cfg := r.cfg
 	cgroups, err := cgroup.Open()
 	if err != nil {
@@ -147,8 +148,8 @@ func (r *Runtime) serverConfig() (server.Config, error) {
 	}
 	return server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
-		Handlers: handlers,
-		Host:     probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
+		Handlers: handlers, NoIDMap: r.noIDMap(),
+		Host: probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
 	}, nil
 }
@@ -175,6 +176,15 @@ func (cfg Config) handlers() (*handler.Set, error) {
 		standard = HandlerRunc
 	}
 	return handler.NewSet(all, standard)
+}
+
+// noIDMap tries whether containers can have ID-mapped root file systems here.
+func (r *Runtime) noIDMap() error {
+	err := rootfs.ProbeIDMap(r.cfg.Image.Root, r.cfg.StateDir)
+	if err != nil {
+		r.log.Info("pods cannot have user namespaces here", "reason", err)
+	}
+	return err
 }
 
 // lockDir keeps two daemons from working on one directory.

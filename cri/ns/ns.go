@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -26,15 +27,18 @@ const (
 	IPC Kind = "ipc"
 	UTS Kind = "uts"
 	PID Kind = "pid"
+	// User owns the others of its sandbox, and has to be made by a process
+	// that enters it (cri/shim/podinit): a thread cannot.
+	User Kind = "user"
 )
 
 var cloneFlags = map[Kind]int{Net: unix.CLONE_NEWNET, IPC: unix.CLONE_NEWIPC, UTS: unix.CLONE_NEWUTS}
 
 // Spec says which namespaces to create and what to set up inside them.
 type Spec struct {
-	Kinds    []Kind // Net, IPC, UTS; PID is pinned from a process
-	Hostname string // set when UTS is among the kinds and this is not empty
-	Sysctls  map[string]string
+	Kinds    []Kind            `json:"kinds,omitempty"`    // Net, IPC, UTS; PID and User are pinned from a process
+	Hostname string            `json:"hostname,omitempty"` // set when UTS is among the kinds and this is not empty
+	Sysctls  map[string]string `json:"sysctls,omitempty"`
 }
 
 // Path is where a namespace of a sandbox is pinned.
@@ -44,7 +48,7 @@ func Path(dir string, kind Kind) string { return filepath.Join(dir, string(kind)
 // loopback interface of a new network namespace is up. When it fails, nothing
 // is left behind.
 func Create(dir string, spec Spec) error {
-	if err := checkSysctls(spec); err != nil {
+	if err := Check(spec); err != nil {
 		return err
 	}
 	if len(spec.Kinds) == 0 {
@@ -79,18 +83,21 @@ func create(dir string, spec Spec) error {
 			return err
 		}
 		failpoint.Hit("cri/ns-pinned-" + string(k))
-		switch k {
-		case Net:
-			if err := loopbackUp(); err != nil {
-				return err
-			}
-		case UTS:
-			if spec.Hostname == "" {
-				continue
-			}
-			if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
-				return fmt.Errorf("set the hostname to %q: %w", spec.Hostname, err)
-			}
+	}
+	return SetUp(spec)
+}
+
+// SetUp brings the namespaces that the calling thread is in, which must be new
+// ones, to what spec says.
+func SetUp(spec Spec) error {
+	if slices.Contains(spec.Kinds, Net) {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(spec.Kinds, UTS) && spec.Hostname != "" {
+		if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
+			return fmt.Errorf("set the hostname to %q: %w", spec.Hostname, err)
 		}
 	}
 	return writeSysctls(spec.Sysctls)
@@ -101,7 +108,11 @@ func Pin(dir string, kind Kind, pid int) error {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("create the namespace directory: %w", err)
 	}
-	return pin(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), Path(dir, kind))
+	if err := pin(fmt.Sprintf("/proc/%d/ns/%s", pid, kind), Path(dir, kind)); err != nil {
+		return err
+	}
+	failpoint.Hit("cri/ns-pinned-" + string(kind))
+	return nil
 }
 
 func pin(source, target string) error {

@@ -182,7 +182,7 @@ func TestSysctlsThatWouldChangeTheNodeAreRefused(t *testing.T) {
 		{"an empty part", "net..core", all, `sysctl "net..core" is not a valid name`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := checkSysctls(Spec{Kinds: c.kinds, Sysctls: map[string]string{c.sysctl: "1"}})
+			err := Check(Spec{Kinds: c.kinds, Sysctls: map[string]string{c.sysctl: "1"}})
 			switch {
 			case c.want == "" && err != nil:
 				t.Errorf("refused: %v", err)
@@ -198,7 +198,7 @@ func FuzzSysctlNamesNeverLeaveProcSys(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		if checkSysctls(Spec{Kinds: []Kind{Net, IPC, UTS}, Sysctls: map[string]string{name: "1"}}) != nil {
+		if Check(Spec{Kinds: []Kind{Net, IPC, UTS}, Sysctls: map[string]string{name: "1"}}) != nil {
 			return
 		}
 		path := filepath.Join("/proc/sys", slashed(name))

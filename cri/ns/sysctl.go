@@ -38,9 +38,9 @@ func SysctlKind(name string) (kind Kind, ok bool) {
 	return "", false
 }
 
-// checkSysctls refuses, before anything is made, a sysctl that the new
-// namespaces do not contain: writing it would change the node.
-func checkSysctls(spec Spec) error {
+// Check refuses, before anything is made, a sysctl that the new namespaces do
+// not contain: writing it would change the node.
+func Check(spec Spec) error {
 	for _, name := range slices.Sorted(maps.Keys(spec.Sysctls)) {
 		kind, ok := SysctlKind(name)
 		if !ok {

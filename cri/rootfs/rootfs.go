@@ -26,9 +26,14 @@ type Layer struct {
 // Create makes the writable layer and mounts it over the lower directories,
 // topmost first. The mount is volatile: the layer does not outlive a boot, so
 // nothing is gained by syncing it, while an unmount that syncs would hold up
-// the removal of a pod for as long as the disk is busy. When it fails, call
-// Remove.
-func (l Layer) Create(lowers []string) error {
+// the removal of a pod for as long as the disk is busy.
+//
+// With userNS, the path of a user namespace, what is the image's user 0 is the
+// namespace's, and so on. The writable layer has the IDs of the host: what the
+// container writes must not be the host's root's for anybody who gets at it.
+//
+// When it fails, call Remove.
+func (l Layer) Create(lowers []string, userNS string) (err error) {
 	if len(lowers) == 0 {
 		return errors.New("create a root file system: the image has no layers")
 	}
@@ -38,6 +43,14 @@ func (l Layer) Create(lowers []string) error {
 		}
 	}
 	failpoint.Hit("cri/layer-created")
+	if userNS != "" {
+		if lowers, err = l.mapLowers(lowers, userNS); err != nil {
+			return err
+		}
+		failpoint.Hit("cri/lowers-mapped")
+		// The overlay holds on to what it stands on.
+		defer func() { err = errors.Join(err, Unmount(l.lower())) }()
+	}
 	// The root directory of the container has the mode and owner of the image's.
 	if err := copyOwner(lowers[0], filepath.Join(l.Dir, "upper")); err != nil {
 		return err
@@ -105,7 +118,15 @@ func (l Layer) Remove() error {
 	if err := RemoveTree(l.Mount); err != nil {
 		return fmt.Errorf("remove the mount point: %w", err)
 	}
-	return RemoveTree(l.Dir)
+	return RemoveDir(l.Dir)
+}
+
+// RemoveDir removes what a layer has on disk. It is idempotent.
+func RemoveDir(dir string) error {
+	if err := Unmount(Layer{Dir: dir}.lower()); err != nil {
+		return err
+	}
+	return RemoveTree(dir)
 }
 
 // Unmount detaches whatever is mounted on path, however often. It is

@@ -57,7 +57,7 @@ func TestAContainerSeesTheTopmostLayerAndWritesToItsOwn(t *testing.T) {
 	if err := unix.Chmod(low[0], 0o1750); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Create(low); err != nil {
+	if err := l.Create(low, ""); err != nil {
 		t.Fatal(err)
 	}
 	if mounted, err := Mounted(l.Mount); err != nil || !mounted {
@@ -97,7 +97,7 @@ func TestAChainTooLongForMountOptionsIsMountedByDescriptor(t *testing.T) {
 	for i := range 60 {
 		names = append(names, strings.Repeat("d", 90)+string(rune('A'+i/26))+string(rune('a'+i%26)))
 	}
-	if err := l.Create(lowers(t, dir, names...)); err != nil {
+	if err := l.Create(lowers(t, dir, names...), ""); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := os.ReadFile(filepath.Join(l.Mount, "from")); string(got) != names[0] {
@@ -110,7 +110,7 @@ func TestAChainTooLongForMountOptionsIsMountedByDescriptor(t *testing.T) {
 
 func TestAMountPointThatSomebodyWroteBelowIsRemoved(t *testing.T) {
 	l, dir := newLayer(t)
-	if err := l.Create(lowers(t, dir, "low")); err != nil {
+	if err := l.Create(lowers(t, dir, "low"), ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Unmount(); err != nil {

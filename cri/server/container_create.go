@@ -131,7 +131,7 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
 	done := tl.step("rootfs")
-	if err := s.layer(c.ID).Create(img.Layers); err != nil {
+	if err := s.layer(c.ID).Create(img.Layers, s.userNS(sb)); err != nil {
 		return nil, err
 	}
 	done()
@@ -165,6 +165,9 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	}
 	if err := os.WriteFile(filepath.Join(s.containers.Dir(c.ID), "config.json"), config, 0o600); err != nil {
 		return nil, fmt.Errorf("write the OCI configuration: %w", err)
+	}
+	if err := s.openBundle(sb, c); err != nil {
+		return nil, err
 	}
 	failpoint.Hit("cri/bundle-written")
 	return user, nil
@@ -217,11 +220,11 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 			return in, fmt.Errorf("read the seccomp profile: %w", err)
 		}
 	}
-	volumes, err := imageVolumes(s.layer(c.ID), img, c.Config.GetMounts())
+	volumes, err := imageVolumes(s.layer(c.ID), img, sb, c.Config.GetMounts())
 	if err != nil {
 		return in, err
 	}
 	in.PodMounts = append(in.PodMounts, volumes...)
-	in.Mounts, err = requestMounts(c.Config.GetMounts())
+	in.Mounts, err = requestMounts(c.Config.GetMounts(), s.userNS(sb))
 	return in, err
 }

@@ -6,9 +6,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/cri/host"
+	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/spec"
 	"github.com/berth-io/berth/cri/store"
 )
@@ -32,8 +35,9 @@ func (s *Server) podMounts(sb store.Sandbox, config *runtimeapi.ContainerConfig)
 
 // requestMounts prepares the mounts of a request: a source that is not there
 // becomes a directory, as in every CRI runtime, and symbolic links on the host
-// are followed.
-func requestMounts(asked []*runtimeapi.Mount) ([]spec.Mount, error) {
+// are followed. A mount whose IDs cannot be mapped in the user namespace userNS
+// is refused here, where the reason is known.
+func requestMounts(asked []*runtimeapi.Mount, userNS string) ([]spec.Mount, error) {
 	var mounts []spec.Mount
 	for _, a := range asked {
 		source := a.GetHostPath()
@@ -52,6 +56,12 @@ func requestMounts(asked []*runtimeapi.Mount) ([]spec.Mount, error) {
 			Source: source, Destination: a.GetContainerPath(),
 			ReadOnly: a.GetReadonly(), RecursiveReadOnly: a.GetRecursiveReadOnly(),
 			Propagation: a.GetPropagation(),
+			UIDs:        a.GetUidMappings(), GIDs: a.GetGidMappings(),
+		}
+		if userNS != "" && len(m.UIDs) > 0 {
+			if err := rootfs.CheckIDMap(source, userNS); err != nil {
+				return nil, status.Errorf(codes.FailedPrecondition, "mounts[%s].uidMappings: %v", a.GetContainerPath(), err)
+			}
 		}
 		if m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if m.Shared, m.Slave, err = host.Propagation(source); err != nil {

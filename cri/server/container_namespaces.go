@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
@@ -19,7 +20,7 @@ func (s *Server) joinNamespaces(in *spec.Input, sb store.Sandbox, config *runtim
 	in.Namespaces = map[specs.LinuxNamespaceType]string{}
 	dir := s.nsDir(sb.ID)
 	for kind, oci := range map[ns.Kind]specs.LinuxNamespaceType{
-		ns.Net: specs.NetworkNamespace, ns.IPC: specs.IPCNamespace, ns.UTS: specs.UTSNamespace,
+		ns.Net: specs.NetworkNamespace, ns.IPC: specs.IPCNamespace, ns.UTS: specs.UTSNamespace, ns.User: specs.UserNamespace,
 	} {
 		if path := ns.Path(dir, kind); ns.Pinned(path) {
 			in.Namespaces[oci] = path
@@ -44,6 +45,31 @@ func (s *Server) joinNamespaces(in *spec.Input, sb store.Sandbox, config *runtim
 			return status.Errorf(codes.FailedPrecondition, "target container %s does not run in sandbox %s", target.ID, sb.ID)
 		}
 		in.Namespaces[specs.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", target.Pid)
+	}
+	return nil
+}
+
+// userNS is the path of the pod's user namespace, empty where it has none.
+func (s *Server) userNS(sb store.Sandbox) string {
+	if sb.UserNamespace() == nil {
+		return ""
+	}
+	return ns.Path(s.nsDir(sb.ID), ns.User)
+}
+
+// openBundle lets the OCI runtime reach the bundle once it is, in the pod's user
+// namespace, nobody on the host; other users of the host stay out.
+func (s *Server) openBundle(sb store.Sandbox, c store.Container) error {
+	if sb.UserNamespace() == nil {
+		return nil
+	}
+	_, gid := hostRoot(sb)
+	dir := s.containers.Dir(c.ID)
+	if err := os.Chown(dir, 0, gid); err != nil {
+		return fmt.Errorf("let the pod's user namespace into the bundle: %w", err)
+	}
+	if err := os.Chmod(dir, 0o710); err != nil {
+		return fmt.Errorf("let the pod's user namespace into the bundle: %w", err)
 	}
 	return nil
 }

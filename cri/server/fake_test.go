@@ -229,8 +229,9 @@ func (f *fakeShim) State(context.Context) ([]shim.ContainerState, error) {
 	return list, nil
 }
 
-func (f *fakeShim) Init(context.Context, []string) (int, error) { return os.Getpid(), nil }
-func (f *fakeShim) Pid() int                                    { return 1 << 30 }
+func (f *fakeShim) Init(context.Context, shim.Init) (int, error) { return os.Getpid(), nil }
+func (f *fakeShim) EndInit(context.Context) error                { return nil }
+func (f *fakeShim) Pid() int                                     { return 1 << 30 }
 
 func (f *fakeShim) Shutdown(context.Context) error {
 	f.die()

@@ -16,13 +16,14 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/spec"
+	"github.com/berth-io/berth/cri/store"
 )
 
 // imageVolumes makes a directory for each volume that the image declares and
 // the request mounts nothing on, with what the image has there. They live
 // beside the writable layer, and as long: to a container with a read-only root
 // they are where it may write.
-func imageVolumes(layer rootfs.Layer, img image.Image, asked []*runtimeapi.Mount) ([]spec.Mount, error) {
+func imageVolumes(layer rootfs.Layer, img image.Image, sb store.Sandbox, asked []*runtimeapi.Mount) ([]spec.Mount, error) {
 	taken := map[string]bool{}
 	for _, m := range asked {
 		taken[path.Clean(m.GetContainerPath())] = true
@@ -35,6 +36,10 @@ func imageVolumes(layer rootfs.Layer, img image.Image, asked []*runtimeapi.Mount
 		}
 		source := filepath.Join(layer.Dir, "volumes", strconv.Itoa(i))
 		if err := os.MkdirAll(source, 0o755); err != nil {
+			return nil, fmt.Errorf("create the volume %s of the image: %w", destination, err)
+		}
+		uid, gid := hostRoot(sb)
+		if err := os.Chown(source, uid, gid); err != nil {
 			return nil, fmt.Errorf("create the volume %s of the image: %w", destination, err)
 		}
 		if err := seedVolume(layer.Mount, destination, source); err != nil {

@@ -166,7 +166,7 @@ func (s *Server) namespacesPinned(sb store.Sandbox) bool {
 	if !sb.HostNetwork() && !ns.Pinned(ns.Path(dir, ns.Net)) {
 		return false
 	}
-	return true
+	return sb.UserNamespace() == nil || ns.Pinned(ns.Path(dir, ns.User))
 }
 
 // recoverContainers compares the containers with what the shim says, or with
@@ -312,7 +312,7 @@ func (s *Server) sweep(ctx context.Context) error {
 	}
 	return errors.Join(
 		sweepDirectory(filepath.Join(s.cfg.RunDir, "ns"), s.sandboxes, ns.Remove),
-		sweepDirectory(s.layersDir(), s.containers, rootfs.RemoveTree),
+		sweepDirectory(s.layersDir(), s.containers, rootfs.RemoveDir),
 	)
 }
 

@@ -66,3 +66,21 @@ func (s *Server) hostFor(ctx context.Context, r *handler.Runtime, config *runtim
 	}
 	return host, nil
 }
+
+// noUserNamespaces says why pods of a handler cannot have user namespaces here;
+// nil: they can.
+func (s *Server) noUserNamespaces(ctx context.Context, r *handler.Runtime) error {
+	if s.cfg.NoIDMap != nil {
+		return s.cfg.NoIDMap
+	}
+	known, err := r.Features(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("find out what runtime handler %s can do: %w", r.Name, err)
+	case !known.UserNamespaces:
+		return fmt.Errorf("%s does not know user namespaces", r.Path)
+	case !known.IDMappedMounts:
+		return fmt.Errorf("%s cannot map the IDs of mounts (runc 1.2 can)", r.Path)
+	}
+	return nil
+}

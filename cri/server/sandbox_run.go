@@ -33,6 +33,11 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err != nil {
 		return nil, err
 	}
+	if spec.UserNamespace(req.GetConfig()) != nil {
+		if err := s.noUserNamespaces(ctx, runtime); err != nil {
+			return nil, status.Errorf(codes.FailedPrecondition, "config.linux.security_context.namespace_options.userns_options: pods cannot have user namespaces here: %v", err)
+		}
+	}
 	name := sandboxName(req.GetConfig().GetMetadata())
 	id, err := s.join(ctx, "sandbox "+name, func(ctx context.Context) (string, error) {
 		return s.runSandbox(ctx, name, runtime.Name, req)
@@ -127,30 +132,57 @@ func (s *Server) placeCgroup(sb *store.Sandbox) {
 func (s *Server) setUpSandbox(ctx context.Context, sb store.Sandbox, tl *timeline) ([]string, error) {
 	var ips []string
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.startShim(ctx, sb, tl) })
-	group.Go(func() error {
-		if err := s.createNamespaces(sb, tl); err != nil {
-			return err
-		}
-		if sb.HostNetwork() {
-			return nil
-		}
-		defer tl.step("network")()
-		result, err := s.network.Setup(ctx, s.networkSandbox(sb))
-		if err != nil {
-			return err
-		}
-		failpoint.Hit("cri/network-up")
-		for _, ip := range result.IPs {
-			ips = append(ips, ip.String())
-		}
-		return nil
-	})
+	network := func() (err error) {
+		ips, err = s.setUpNetwork(ctx, sb, tl)
+		return err
+	}
+	if sb.UserNamespace() != nil {
+		// Its namespaces are made by its first process, which is the shim's.
+		group.Go(func() error {
+			if err := s.startShim(ctx, sb, tl); err != nil {
+				return err
+			}
+			if err := s.startInit(ctx, sb, tl); err != nil {
+				return err
+			}
+			return network()
+		})
+	} else {
+		group.Go(func() error {
+			if err := s.startShim(ctx, sb, tl); err != nil || sb.Namespaces().GetPid() != runtimeapi.NamespaceMode_POD {
+				return err
+			}
+			return s.startInit(ctx, sb, tl)
+		})
+		group.Go(func() error {
+			if err := s.createNamespaces(sb, tl); err != nil {
+				return err
+			}
+			return network()
+		})
+	}
 	group.Go(func() error {
 		defer tl.step("files")()
 		return s.createSandboxFiles(sb)
 	})
 	return ips, group.Wait()
+}
+
+func (s *Server) setUpNetwork(ctx context.Context, sb store.Sandbox, tl *timeline) ([]string, error) {
+	if sb.HostNetwork() {
+		return nil, nil
+	}
+	defer tl.step("network")()
+	result, err := s.network.Setup(ctx, s.networkSandbox(sb))
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit("cri/network-up")
+	var ips []string
+	for _, ip := range result.IPs {
+		ips = append(ips, ip.String())
+	}
+	return ips, nil
 }
 
 func (s *Server) startShim(ctx context.Context, sb store.Sandbox, tl *timeline) error {
@@ -165,59 +197,6 @@ func (s *Server) startShim(ctx context.Context, sb store.Sandbox, tl *timeline) 
 	}
 	s.pod(sb.ID).setShim(client)
 	failpoint.Hit("cri/shim-started")
-	if sb.Namespaces().GetPid() != runtimeapi.NamespaceMode_POD {
-		return nil
-	}
-	initCgroup, err := s.initCgroup(sb)
-	if err != nil {
-		return err
-	}
-	if _, err := s.cfg.Cgroups.Ensure(initCgroup); err != nil {
-		return err
-	}
-	failpoint.Hit("cri/init-cgroup-created")
-	pid, err := client.Init(ctx, s.cfg.Cgroups.Dirs(initCgroup))
-	if err != nil {
-		return fmt.Errorf("start the pod's init process: %w", err)
-	}
-	failpoint.Hit("cri/init-started")
-	return ns.Pin(s.nsDir(sb.ID), ns.PID, pid)
-}
-
-// initCgroup is where the init of a shared pid namespace is accounted: with
-// the pod, beside its containers.
-func (s *Server) initCgroup(sb store.Sandbox) (string, error) {
-	c, err := spec.ContainerCgroup(sb.Cgroup, sb.ID, s.cfg.Host)
-	return path.Join(path.Dir(c.Path), "init-"+sb.ID), err
-}
-
-// Unprivileged processes may bind low ports and send pings inside a pod's own
-// network namespace, as with every other CRI runtime today.
-var defaultSysctls = map[string]string{
-	"net.ipv4.ip_unprivileged_port_start": "0",
-	"net.ipv4.ping_group_range":           "0 2147483647",
-}
-
-func (s *Server) createNamespaces(sb store.Sandbox, tl *timeline) error {
-	defer tl.step("namespaces")()
-	want := ns.Spec{Sysctls: map[string]string{}}
-	if !sb.HostNetwork() {
-		want.Kinds = append(want.Kinds, ns.Net, ns.UTS)
-		want.Hostname = sb.Config.GetHostname()
-		for k, v := range defaultSysctls {
-			want.Sysctls[k] = v
-		}
-	}
-	if sb.Namespaces().GetIpc() != runtimeapi.NamespaceMode_NODE {
-		want.Kinds = append(want.Kinds, ns.IPC)
-	}
-	for k, v := range sb.Config.GetLinux().GetSysctls() {
-		want.Sysctls[k] = v
-	}
-	if err := ns.Create(s.nsDir(sb.ID), want); err != nil {
-		return err
-	}
-	failpoint.Hit("cri/namespaces-created")
 	return nil
 }
 
@@ -239,7 +218,7 @@ func (s *Server) networkSandbox(sb store.Sandbox) network.Sandbox {
 	return n
 }
 
-const shmOptions = "mode=1777,size=67108864"
+const shmSize = 64 << 20
 
 // createSandboxFiles makes what the containers of a pod share besides
 // namespaces: the shared memory and the files in /etc.
@@ -259,7 +238,9 @@ func (s *Server) createSandboxFiles(sb store.Sandbox) error {
 		if err := os.Mkdir(shm, 0o1777); err != nil {
 			return fmt.Errorf("create the pod's shared memory: %w", err)
 		}
-		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, shmOptions); err != nil {
+		uid, gid := hostRoot(sb)
+		options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid)
+		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 			return fmt.Errorf("mount the pod's shared memory on %s: %w", shm, err)
 		}
 		failpoint.Hit("cri/shm-mounted")
@@ -279,8 +260,14 @@ func (s *Server) createSandboxFiles(sb store.Sandbox) error {
 	for name, content := range map[string][]byte{
 		"resolv.conf": resolv, "hosts": hosts, "hostname": []byte(hostname + "\n"),
 	} {
-		if err := os.WriteFile(path.Join(dir, name), content, 0o644); err != nil {
+		file := path.Join(dir, name)
+		if err := os.WriteFile(file, content, 0o644); err != nil {
 			return fmt.Errorf("write the pod's %s: %w", name, err)
+		}
+		if uid, gid := hostRoot(sb); uid != 0 || gid != 0 {
+			if err := os.Chown(file, uid, gid); err != nil {
+				return fmt.Errorf("give the pod its %s: %w", name, err)
+			}
 		}
 	}
 	return nil

@@ -53,10 +53,13 @@ type Config struct {
 	StateDir   string // writable layers
 	ShimBinary string
 	Handlers   *handler.Set
-	Host       spec.Host
-	Cgroups    *cgroup.Tree
-	BootID     string
-	Version    string // of the build
+	// NoIDMap says why the host cannot map the IDs of root file systems, which
+	// pods with user namespaces need; nil: it can.
+	NoIDMap error
+	Host    spec.Host
+	Cgroups *cgroup.Tree
+	BootID  string
+	Version string // of the build
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	Logger     *slog.Logger

@@ -14,7 +14,8 @@ import (
 type Shim interface {
 	ContainerRunner
 	Sessions
-	Init(ctx context.Context, cgroupDirs []string) (pid int, err error)
+	Init(ctx context.Context, spec shim.Init) (pid int, err error)
+	EndInit(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 	Pid() int
 	Close() error

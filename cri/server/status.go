@@ -37,7 +37,7 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 	resp := &runtimeapi.StatusResponse{
 		Status:          &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, net}},
 		RuntimeHandlers: s.handlersStatus(ctx),
-		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
 	}
 	if req.GetVerbose() {
 		var err error
@@ -45,6 +45,7 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 			"network": s.network.Name(), "defaultRuntime": s.cfg.Handlers.Default().Name, "runtimes": s.handlersInfo(),
 			"runDir": s.cfg.RunDir, "stateDir": s.cfg.StateDir,
 			"sandboxes": len(s.sandboxes.List()), "containers": len(s.containers.List()),
+			"noUserNamespaces": s.handlersWithoutUserNamespaces(ctx),
 		})
 		if err != nil {
 			return nil, err
@@ -72,7 +73,19 @@ func (s *Server) handlerFeatures(ctx context.Context, r *handler.Runtime) *runti
 	}
 	return &runtimeapi.RuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: s.cfg.Host.RecursiveReadOnly && known.RecursiveReadOnly,
+		UserNamespaces:          s.noUserNamespaces(ctx, r) == nil,
 	}
+}
+
+// handlersWithoutUserNamespaces tells why, by handler.
+func (s *Server) handlersWithoutUserNamespaces(ctx context.Context) map[string]string {
+	why := map[string]string{}
+	for _, r := range s.cfg.Handlers.All() {
+		if err := s.noUserNamespaces(ctx, r); err != nil {
+			why[r.Name] = err.Error()
+		}
+	}
+	return why
 }
 
 // handlersInfo is how each runtime is called.

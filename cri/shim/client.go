@@ -253,13 +253,25 @@ func (c *Client) Run(ctx context.Context, spec Container) (ContainerState, error
 	return ContainerState(st), err
 }
 
-// Init starts the minimal init process of a pid namespace that the sandbox's
-// containers share, in the cgroups given, and returns its pid on the host.
-// Called again it returns the same. It ends with the shim's Shutdown.
-func (c *Client) Init(ctx context.Context, cgroupDirs []string) (pid int, err error) {
+// Init starts the minimal init process of the namespaces that the sandbox's
+// containers share, and returns its pid on the host. Called again it returns
+// the same. It ends with EndInit or the shim's Shutdown.
+func (c *Client) Init(ctx context.Context, spec Init) (pid int, err error) {
+	body := wire.Init{CgroupDirs: spec.CgroupDirs, UIDs: spec.UIDs, GIDs: spec.GIDs}
+	if spec.SetUp != nil {
+		if body.SetUp, err = json.Marshal(spec.SetUp); err != nil {
+			return 0, fmt.Errorf("encode what the init process sets up: %w", err)
+		}
+	}
 	var info wire.Info
-	err = c.call(ctx, wire.MethodInit, wire.Init{CgroupDirs: cgroupDirs}, &info)
+	err = c.call(ctx, wire.MethodInit, body, &info)
 	return info.Pid, err
+}
+
+// EndInit ends the process that Init started, and what its namespaces hold
+// with it.
+func (c *Client) EndInit(ctx context.Context) error {
+	return c.call(ctx, wire.MethodEndInit, nil, nil)
 }
 
 // Kill signals a container's first process, or all its processes. ErrNotFound

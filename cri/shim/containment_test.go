@@ -94,7 +94,7 @@ func TestASignalToAllReachesTheFirstProcessOnce(t *testing.T) {
 
 func TestTheInitProcessHasNothingThatAContainerCouldTake(t *testing.T) {
 	b := newBed(t)
-	pid, err := b.client.Init(t.Context(), nil)
+	pid, err := b.client.Init(t.Context(), Init{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestTheInitProcessReapsAndJoinsThePodsCgroup(t *testing.T) {
 		})
 	})
 	b := newBed(t)
-	pid, err := b.client.Init(t.Context(), []string{dir})
+	pid, err := b.client.Init(t.Context(), Init{CgroupDirs: []string{dir}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,14 +172,14 @@ func TestTheInitProcessReapsAndJoinsThePodsCgroup(t *testing.T) {
 	if log := b.log(c); strings.Contains(log, ") Z ") {
 		t.Errorf("a zombie is left:\n%s", log)
 	}
-	if _, err := b.client.Init(t.Context(), []string{"/nowhere"}); err != nil {
+	if _, err := b.client.Init(t.Context(), Init{CgroupDirs: []string{"/nowhere"}}); err != nil {
 		t.Errorf("asked again: %v", err)
 	}
 }
 
 func TestAnInitProcessThatCannotJoinItsCgroupIsNotLeftBehind(t *testing.T) {
 	b := newBed(t)
-	_, err := b.client.Init(t.Context(), []string{"/sys/fs/cgroup/nowhere"})
+	_, err := b.client.Init(t.Context(), Init{CgroupDirs: []string{"/sys/fs/cgroup/nowhere"}})
 	if err == nil || !strings.Contains(err.Error(), "join the pod's cgroup") {
 		t.Errorf("error %v", err)
 	}

@@ -9,9 +9,12 @@ package shim
 
 import (
 	"os"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-io/berth/cri/ns"
 )
 
 // Sandbox says which shim to start, and where it lives.
@@ -39,6 +42,22 @@ type Container struct {
 	Terminal  bool
 	Stdin     bool // keep stdin open, or with StdinOnce until the first attach ends
 	StdinOnce bool
+	// UID and GID own the pipes of the container's streams and of its execs,
+	// as numbers of the host: in a user namespace nobody may give away what
+	// belongs to the host's root, and /dev/stdout could not be opened.
+	UID, GID int
+}
+
+// Init is the first process of a sandbox's shared pid namespace, or of its
+// user namespace.
+type Init struct {
+	CgroupDirs []string // to join
+	// UIDs and GIDs, when there are any, give it a user namespace, in which it
+	// is root.
+	UIDs, GIDs []syscall.SysProcIDMap
+	// SetUp says what to set up in its namespaces. It is for a process with a
+	// user namespace: the namespaces of another are nobody's.
+	SetUp *ns.Spec
 }
 
 // ContainerState is the shim's knowledge of one container. It is also what the

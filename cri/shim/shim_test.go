@@ -588,11 +588,11 @@ func TestOutOfMemoryIsToldApart(t *testing.T) {
 
 func TestAnInitProcessHoldsASharedPIDNamespace(t *testing.T) {
 	b := newBed(t)
-	pid, err := b.client.Init(t.Context(), nil)
+	pid, err := b.client.Init(t.Context(), Init{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := b.client.Init(t.Context(), nil)
+	again, err := b.client.Init(t.Context(), Init{})
 	if err != nil || again != pid {
 		t.Errorf("asked again: %d, %v, was %d", again, err, pid)
 	}

@@ -18,6 +18,8 @@ type Mount struct {
 	Propagation       runtimeapi.MountPropagation
 	// Shared and Slave say how the mount that holds the source propagates.
 	Shared, Slave bool
+	// UIDs and GIDs map the owners of the files; both are empty for none.
+	UIDs, GIDs []*runtimeapi.IDMapping
 }
 
 // defaultMounts are what a container has without asking. /dev/shm is the pod's
@@ -43,6 +45,17 @@ func defaultMounts(privileged bool, host Host) []specs.Mount {
 	}
 }
 
+// hostSys is the host's /sys, for a pod with a user namespace but without a
+// network of its own: sysfs shows the network, and can be mounted only by who
+// owns it.
+func hostSys(host Host) specs.Mount {
+	readOnly := "ro"
+	if host.RecursiveReadOnly {
+		readOnly = "rro"
+	}
+	return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", readOnly}}
+}
+
 // setMounts lists the default mounts, then the others with parents before
 // children. A mount of the request takes the place of the pod's or the default
 // one at the same path; one at /dev takes the place of all below it.
@@ -54,7 +67,15 @@ func setMounts(s *specs.Spec, in Input, host Host) error {
 	overridden := func(destination string) bool {
 		return taken[destination] || taken["/dev"] && strings.HasPrefix(destination, "/dev/")
 	}
-	for _, m := range defaultMounts(securityContext(in.Container).GetPrivileged(), host) {
+	defaults := defaultMounts(securityContext(in.Container).GetPrivileged(), host)
+	if UserNamespace(in.Sandbox) != nil && in.Namespaces[specs.NetworkNamespace] == "" {
+		for i, m := range defaults {
+			if m.Destination == "/sys" {
+				defaults[i] = hostSys(host)
+			}
+		}
+	}
+	for _, m := range defaults {
 		if !overridden(m.Destination) {
 			s.Mounts = append(s.Mounts, m)
 		}
@@ -77,7 +98,16 @@ func setMounts(s *specs.Spec, in Input, host Host) error {
 		case m.Propagation == runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && s.Linux.RootfsPropagation == "":
 			s.Linux.RootfsPropagation = "rslave"
 		}
-		s.Mounts = append(s.Mounts, specs.Mount{Source: m.Source, Destination: m.Destination, Type: "bind", Options: options})
+		bind := specs.Mount{Source: m.Source, Destination: m.Destination, Type: "bind", Options: options}
+		switch u := UserNamespace(in.Sandbox); {
+		case len(m.UIDs) == 0:
+		case sameMappings(m.UIDs, u.GetUids()) && sameMappings(m.GIDs, u.GetGids()):
+			// As the user namespace says, which spares the OCI runtime to make another.
+			bind.Options = append(bind.Options, "idmap")
+		default:
+			bind.UIDMappings, bind.GIDMappings = ociMappings(m.UIDs), ociMappings(m.GIDs)
+		}
+		s.Mounts = append(s.Mounts, bind)
 	}
 	return nil
 }

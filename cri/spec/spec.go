@@ -76,6 +76,9 @@ func Build(in Input, host Host) (*specs.Spec, *runtimeapi.LinuxContainerUser, er
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := checkMapped(user, UserNamespace(in.Sandbox)); err != nil {
+		return nil, nil, err
+	}
 	args, err := processArgs(in.Container, in.Image)
 	if err != nil {
 		return nil, nil, err
@@ -123,7 +126,7 @@ func namespaces(in Input, sc *runtimeapi.LinuxContainerSecurityContext, host Hos
 		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
 	for _, kind := range []specs.LinuxNamespaceType{
-		specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
+		specs.UserNamespace, specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace,
 	} {
 		if path := in.Namespaces[kind]; path != "" {
 			list = append(list, specs.LinuxNamespace{Type: kind, Path: path})

@@ -42,16 +42,7 @@ func ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if o.GetIpc() != runtimeapi.NamespaceMode_POD && o.GetIpc() != runtimeapi.NamespaceMode_NODE {
 		return fieldError("config.linux.security_context.namespace_options.ipc", "a pod's is POD or NODE, not %v", o.GetIpc())
 	}
-	return validateUserNamespace("config.", o)
-}
-
-// validateUserNamespace: pods with user namespaces are refused rather than run
-// without the isolation they ask for.
-func validateUserNamespace(prefix string, o *runtimeapi.NamespaceOption) error {
-	if u := o.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
-		return fieldError(prefix+"linux.security_context.namespace_options.userns_options", "user namespaces are not supported")
-	}
-	return nil
+	return validateUserNamespace(o)
 }
 
 // ValidateContainer refuses a container configuration that cannot be carried
@@ -78,8 +69,8 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET && o.GetTargetId() == "" {
 		return fieldError("config.linux.security_context.namespace_options.target_id", "it is empty")
 	}
-	if err := validateUserNamespace("config.", o); err != nil {
-		return err
+	if !sameUserNamespace(ownUserNamespace(o), UserNamespace(pod)) {
+		return fieldError(usernsField, "it is not that of the pod")
 	}
 	if err := validateLogPath(c, pod); err != nil {
 		return err
@@ -114,10 +105,13 @@ func validateMount(m *runtimeapi.Mount) error {
 		return fieldError(field+".image", "image volumes are not supported")
 	case !path.IsAbs(m.GetHostPath()):
 		return fieldError(field+".host_path", "%q is not absolute", m.GetHostPath())
-	case len(m.GetUidMappings())+len(m.GetGidMappings()) > 0:
-		return fieldError(field+".uidMappings", "user namespaces are not supported")
+	case len(m.GetUidMappings())+len(m.GetGidMappings()) == 0:
+		return nil
 	}
-	return nil
+	if err := validateMappings(field+".uidMappings", m.GetUidMappings()); err != nil {
+		return err
+	}
+	return validateMappings(field+".gidMappings", m.GetGidMappings())
 }
 
 // validateLogPath keeps a container's log inside its pod's directory.

@@ -11,6 +11,9 @@ import (
 
 func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 	const meta = `"metadata":{"name":"n","namespace":"d","uid":"u"}`
+	userns := func(options string) string {
+		return `{` + meta + `,"linux":{"security_context":{"namespace_options":{"userns_options":` + options + `}}}}`
+	}
 	for _, c := range []struct{ sandbox, want string }{
 		{`{}`, "config.metadata: it is missing"},
 		{`{"metadata":{"namespace":"d","uid":"u"}}`, "config.metadata.name: it is empty"},
@@ -22,7 +25,18 @@ func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 		{`{` + meta + `,"port_mappings":[{"host_port":70000}]}`, "config.port_mappings: "},
 		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"network":1}}}}`, "config.linux.security_context.namespace_options.network: "},
 		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"ipc":3}}}}`, "config.linux.security_context.namespace_options.ipc: "},
-		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"userns_options":{"mode":0}}}}}`, "config.linux.security_context.namespace_options.userns_options: user namespaces are not supported"},
+		{`{` + meta + `,"linux":{"security_context":{"namespace_options":{"userns_options":{"mode":0}}}}}`, "config.linux.security_context.namespace_options.userns_options.uids: it must have 1 to 340 mappings"},
+		{userns(`{"mode":2,"uids":[{}]}`), "config.linux.security_context.namespace_options.userns_options: ID mappings are for mode POD"},
+		{userns(`{"mode":1}`), "config.linux.security_context.namespace_options.userns_options.mode: it is POD or NODE, not CONTAINER"},
+		{userns(`{"uids":[{"host_id":1,"length":0}]}`), "config.linux.security_context.namespace_options.userns_options.uids[0]: 0 IDs from 0"},
+		{userns(`{"uids":[{"host_id":4294967295,"length":2}]}`), "config.linux.security_context.namespace_options.userns_options.uids[0]: "},
+		{userns(`{"uids":[{"host_id":10,"length":2},{"host_id":11,"container_id":5,"length":2}]}`), "config.linux.security_context.namespace_options.userns_options.uids[1]: it overlaps with [0]"},
+		{userns(`{"uids":[{"host_id":10,"length":2},{"host_id":20,"container_id":1,"length":2}]}`), "config.linux.security_context.namespace_options.userns_options.uids[1]: it overlaps with [0]"},
+		{userns(`{"uids":[{"host_id":10,"length":2}]}`), "config.linux.security_context.namespace_options.userns_options.gids: it must have"},
+		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"container_id":1,"length":2}]}`), "config.linux.security_context.namespace_options.userns_options.gids: ID 0 of the container must be mapped"},
+		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"pid":2`), "config.linux.security_context.namespace_options.userns_options: a pod with a user namespace cannot use the node's pid"},
+		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"ipc":2`), "config.linux.security_context.namespace_options.userns_options: a pod with a user namespace cannot use the node's ipc"},
+		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"network":2`), ""},
 		{`{` + meta + `}`, ""},
 	} {
 		var config runtimeapi.PodSandboxConfig
@@ -45,7 +59,9 @@ func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 		{`{` + base + `,"mounts":[{"container_path":"/","host_path":"/a"}]}`, "config.mounts: "},
 		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"b"}]}`, "config.mounts[/a].host_path: "},
 		{`{` + base + `,"mounts":[{"container_path":"/a","image":{"image":"i"}}]}`, "config.mounts[/a].image: image volumes are not supported"},
-		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"/b","uidMappings":[{}]}]}`, "config.mounts[/a].uidMappings: "},
+		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"/b","uidMappings":[{}]}]}`, "config.mounts[/a].uidMappings[0]: "},
+		{`{` + base + `,"mounts":[{"container_path":"/a","host_path":"/b","uidMappings":[{"length":1}]}]}`, "config.mounts[/a].gidMappings: it must have"},
+		{`{` + base + `,"linux":{"security_context":{"namespace_options":{"userns_options":{"uids":[{"length":1}],"gids":[{"length":1}]}}}}}`, "config.linux.security_context.namespace_options.userns_options: it is not that of the pod"},
 		{`{` + base + `,"devices":[{"container_path":"/dev/a","host_path":"a"}]}`, "config.devices: "},
 		{`{` + base + `,"devices":[{"container_path":"/dev/a","host_path":"/dev/a","permissions":"rx"}]}`, "config.devices: permissions"},
 		{`{` + base + `,"log_path":"n/0.log"}`, ""},

@@ -121,6 +121,15 @@ func (s Sandbox) HostNetwork() bool {
 	return s.Namespaces().GetNetwork() == runtimeapi.NamespaceMode_NODE
 }
 
+// UserNamespace returns the ID mappings of the pod's user namespace, nil where
+// the pod is in the node's.
+func (s Sandbox) UserNamespace() *runtimeapi.UserNamespace {
+	if u := s.Namespaces().GetUsernsOptions(); u != nil && u.GetMode() == runtimeapi.NamespaceMode_POD {
+		return u
+	}
+	return nil
+}
+
 func allowed[S comparable](next map[S][]S, from, to S) bool {
 	if from == to {
 		return true

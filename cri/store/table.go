@@ -61,8 +61,12 @@ type Bad struct {
 // DIR/../corrupt/ID-FILE, so that it is reported once and kept for whoever
 // wants to know; its directory becomes an orphan, for the caller to clean up.
 func Open[T Record](dir, file string) (*Table[T], []Bad, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, nil, fmt.Errorf("create the record directory: %w", err)
+	}
+	// An OCI runtime that has entered a user namespace goes through it.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, nil, fmt.Errorf("open the record directory to who knows an ID: %w", err)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {

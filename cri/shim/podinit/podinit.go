@@ -6,10 +6,19 @@
 // is what people share a pid namespace for, can read its memory, follow
 // /proc/1/root and make it run other code. So it gives away all it could be
 // robbed of: it has no capabilities, an empty root and namespaces of its own.
+//
+// Of a pod with a user namespace it is the first process too, and the pod's
+// other namespaces are its own: a namespace belongs to the user namespace of
+// the process that made it. It sets them up before it gives its capabilities
+// away. Where the pod shares no pid namespace, it is ended as soon as the
+// namespaces are pinned.
 package podinit
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime"
@@ -17,10 +26,14 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-io/berth/cri/ns"
 )
 
 const (
-	// Argument makes berth-shim be an init process.
+	// Argument makes berth-shim be an init process. It reads an ns.Spec as
+	// JSON from its standard input: what to set up in its namespaces, which is
+	// nothing where the input is empty.
 	Argument = "init"
 	// ReadyFD is a pipe on which the process writes Ready, or what went wrong,
 	// and which it closes then.
@@ -29,6 +42,21 @@ const (
 	// Namespaces are the clone flags that the process is to be started with.
 	Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 )
+
+// Attributes of the process. With ID mappings it gets a user namespace, and is
+// root in it.
+func Attributes(uids, gids []syscall.SysProcIDMap) *syscall.SysProcAttr {
+	attr := &syscall.SysProcAttr{Cloneflags: Namespaces, Setsid: true}
+	if len(uids) > 0 {
+		attr.Cloneflags |= unix.CLONE_NEWUSER
+		attr.UidMappings, attr.GidMappings = uids, gids
+		attr.GidMappingsEnableSetgroups = true
+		// To become root in it before the program is executed, which would
+		// cost another user the capabilities.
+		attr.Credential = &syscall.Credential{}
+	}
+	return attr
+}
 
 // Run is the process. It returns on SIGTERM.
 func Run() error {
@@ -54,7 +82,10 @@ func Run() error {
 func prepare() error {
 	ready := os.NewFile(ReadyFD, "ready pipe")
 	defer ready.Close()
-	err := emptyRoot()
+	err := setUpNamespaces()
+	if err == nil {
+		err = emptyRoot()
+	}
 	if err == nil {
 		err = dropPrivileges()
 	}
@@ -67,6 +98,19 @@ func prepare() error {
 	}
 	_, err = ready.WriteString(Ready)
 	return err
+}
+
+// setUpNamespaces needs the host's /proc, as namespaces are seen through it.
+func setUpNamespaces() error {
+	var spec ns.Spec
+	err := json.NewDecoder(os.Stdin).Decode(&spec)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read what to set up: %w", err)
+	}
+	return ns.SetUp(spec)
 }
 
 // emptyRoot leaves the host's mounts. That they are gone from this mount

@@ -83,7 +83,7 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 
 // startExec has the runtime start the process. On error no descriptor is left.
 func (s *server) startExec(key execKey, e *execution, b wire.Exec) (_ *execPipes, _ <-chan reap.Exit, err error) {
-	pipes, err := newExecPipes(b)
+	pipes, err := newExecPipes(b, e.container.spec)
 	if err != nil {
 		return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
 	}
@@ -195,7 +195,7 @@ type execPipes struct {
 	ours  []int // stdin if asked for, stdout, stderr; with a terminal, its master
 }
 
-func newExecPipes(b wire.Exec) (*execPipes, error) {
+func newExecPipes(b wire.Exec, of wire.Container) (*execPipes, error) {
 	p := &execPipes{}
 	var err error
 	if p.child, err = nullStdio(); err != nil {
@@ -208,10 +208,10 @@ func newExecPipes(b wire.Exec) (*execPipes, error) {
 		if i == 0 && !b.Stdin {
 			continue
 		}
-		var pipe [2]int
-		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		pipe, err := makePipe(of)
+		if err != nil {
 			p.closeAll()
-			return nil, fmt.Errorf("make pipe: %w", err)
+			return nil, err
 		}
 		child, ours := pipe[1], pipe[0]
 		if i == 0 {

@@ -22,7 +22,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +57,8 @@ type server struct {
 	conns      map[*wire.Conn]bool
 	containers map[string]*container
 	execs      map[execKey]*execution
-	initPid    int // of the sandbox's shared pid namespace; 0: none
+	initPid    int           // of the sandbox's shared pid namespace; 0: none
+	initEnded  chan struct{} // closed when that process has ended
 
 	starting sync.Mutex // serialises init
 }
@@ -238,6 +238,8 @@ func (s *server) do(c *wire.Conn, m wire.Message) (reply, error) {
 			pid, err := s.init(b)
 			return reply{body: wire.Info{Pid: pid}}, err
 		})
+	case wire.MethodEndInit:
+		return reply{}, s.endInit()
 	case wire.MethodKill:
 		return with(m, func(b wire.Kill) (reply, error) { return reply{}, s.kill(b) })
 	case wire.MethodDelete:
@@ -296,12 +298,7 @@ func (s *server) shutdown() error {
 			return &wire.Error{Code: wire.CodeRunning, Text: "container " + id + " still runs"}
 		}
 	}
-	if s.initPid != 0 {
-		if err := s.reaper.Signal(s.initPid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
-			return fmt.Errorf("end the pod's init process: %w", err)
-		}
-	}
-	return nil
+	return s.killInit()
 }
 
 // logf writes to shim.log, which is standard error.

@@ -69,17 +69,17 @@ func newStdio(spec wire.Container, buffers *stream.Buffers) (_ *stdio, err error
 	_ = unix.Close(null[1])
 	_ = unix.Close(null[2])
 	if spec.Stdin {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return s, fmt.Errorf("make pipe: %w", err)
+		p, err := makePipe(spec)
+		if err != nil {
+			return s, err
 		}
 		_ = unix.Close(s.childEnds[0])
 		s.childEnds[0], s.stdin = p[0], p[1]
 	}
 	for i, name := range []string{"stdout", "stderr"} {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return s, fmt.Errorf("make pipe: %w", err)
+		p, err := makePipe(spec)
+		if err != nil {
+			return s, err
 		}
 		s.childEnds[i+1] = p[1]
 		if err := s.listenTo(name, p[0]); err != nil {
@@ -100,6 +100,21 @@ func nullStdio() (fds [3]int, err error) {
 		}
 	}
 	return fds, nil
+}
+
+// makePipe makes a pipe that belongs to the root user of the container.
+func makePipe(spec wire.Container) (p [2]int, err error) {
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return p, fmt.Errorf("make pipe: %w", err)
+	}
+	if spec.UID == 0 && spec.GID == 0 {
+		return p, nil
+	}
+	if err := unix.Fchown(p[0], spec.UID, spec.GID); err != nil {
+		_, _ = unix.Close(p[0]), unix.Close(p[1])
+		return p, fmt.Errorf("give a pipe to user %d: %w", spec.UID, err)
+	}
+	return p, nil
 }
 
 // listenTo copies what comes out of fd, which it takes over.

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/json"
+	"syscall"
 	"time"
 )
 
@@ -14,6 +15,7 @@ const (
 	MethodInfo      Method = "info"
 	MethodRun       Method = "run"
 	MethodInit      Method = "init"
+	MethodEndInit   Method = "end-init"
 	MethodKill      Method = "kill"
 	MethodDelete    Method = "delete"
 	MethodState     Method = "state"
@@ -70,6 +72,9 @@ type Container struct {
 	Terminal  bool   `json:"terminal,omitempty"`
 	Stdin     bool   `json:"stdin,omitempty"`
 	StdinOnce bool   `json:"stdinOnce,omitempty"`
+	// UID and GID of the owner of the pipes.
+	UID int `json:"uid,omitempty"`
+	GID int `json:"gid,omitempty"`
 }
 
 // ContainerState answers MethodRun, is listed by MethodState, and is the
@@ -93,6 +98,11 @@ type Info struct {
 // Init is the body of MethodInit; Info answers it.
 type Init struct {
 	CgroupDirs []string `json:"cgroupDirs,omitempty"`
+	// With ID mappings the process is root in a user namespace of its own.
+	UIDs []syscall.SysProcIDMap `json:"uids,omitempty"`
+	GIDs []syscall.SysProcIDMap `json:"gids,omitempty"`
+	// SetUp is an ns.Spec, handed to the process as it is.
+	SetUp json.RawMessage `json:"setUp,omitempty"`
 }
 
 // Target is the body of the requests that need no more than a container.
