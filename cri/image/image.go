@@ -31,7 +31,7 @@ type Image struct {
 	ID          string   // digest of its configuration: sha256:...
 	RepoTags    []string // full names with a tag, sorted
 	RepoDigests []string // name@digest, sorted
-	Size        int64    // bytes of its unpacked layers and content
+	Size        int64    // bytes of its manifests, configuration and packed layers, as containerd tells it; see Usage for the disk
 	User        string   // as in the configuration: uid, uid:gid, name, name:group or empty
 	Pinned      bool
 	Config      ocispec.ImageConfig
