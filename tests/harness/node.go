@@ -42,6 +42,7 @@ type Options struct {
 // Config is the file that berth reads.
 type Config struct {
 	NodeName         string   `json:"nodeName,omitempty"`
+	Roles            []string `json:"roles,omitempty"`
 	ManifestDir      string   `json:"manifestDir,omitempty"`
 	RootDir          string   `json:"rootDir,omitempty"`
 	RunDir           string   `json:"runDir,omitempty"`
