@@ -234,11 +234,13 @@ func TestBadImagesAreRefusedWithAnExactErrorAndLeaveNothing(t *testing.T) {
 			want: `manifest sha256:#: layer 2/2 sha256:#: media type "application/x-squashfs" is not supported`,
 		},
 		{
-			name: "unknown config type",
+			name: "artifact with a title that leaves it",
 			make: func(t *testing.T) v1.Image {
-				return mutate.ConfigMediaType(build(t, good), "application/vnd.cncf.helm.config.v1+json")
+				return withManifest(t, mutate.ConfigMediaType(build(t, static.NewLayer([]byte("x"), "text/plain")), "application/vnd.test"), func(m map[string]any) {
+					layerFields(m, 0)["annotations"] = map[string]any{"org.opencontainers.image.title": "../x"}
+				})
 			},
-			want: `manifest sha256:#: config sha256:#: media type "application/vnd.cncf.helm.config.v1+json" is not an image configuration`,
+			want: `artifact sha256:#: layer 1/1 sha256:#: title "../x" is not the name of a file in the artifact`,
 		},
 		{
 			name: "unknown manifest type",

@@ -178,6 +178,8 @@ func (s *Store) image(ctx context.Context, c *contents) (Image, error) {
 		Config:  c.config.Config,
 		Layers:  dirs,
 		ChainID: c.chainID(),
+
+		Artifact: c.artifact,
 	}
 	for _, dir := range dirs {
 		if _, err := os.Stat(dir); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -170,9 +171,18 @@ func (s *Store) inspect(ctx context.Context, from documents, target ocispec.Desc
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", c.manifest.Config.Digest, err)
 	}
+	if c.artifact = isArtifact(c.manifest); c.artifact {
+		if c.unpacks, c.chainIDs, err = artifactLayers(c.manifest); err != nil {
+			return nil, fmt.Errorf("artifact %s: %w", c.id(), err)
+		}
+		return c, nil
+	}
 	c.config, c.chainIDs, err = parseConfig(b, len(c.manifest.Layers), s.match, s.platform)
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", c.manifest.Config.Digest, err)
+	}
+	for _, id := range c.config.RootFS.DiffIDs {
+		c.unpacks = append(c.unpacks, unpacking{diffID: id})
 	}
 	return c, nil
 }
@@ -197,6 +207,7 @@ func (in *installation) run(ctx context.Context, target ocispec.Descriptor) (*co
 	}
 	u := &unpacker{
 		content: in.store.content, snapshots: in.store.snapshotter(), chains: &in.store.chainsMu,
+		blobs:     filepath.Join(in.store.config.Root, "content", "blobs"),
 		slots:     in.store.unpacks,
 		limits:    in.store.config.limits(),
 		allowance: newAllowance(in.store.config.MaxUnpackedBytes),
@@ -338,7 +349,11 @@ func (s *Store) link(ctx context.Context, c *contents) error {
 			return err
 		}
 	}
-	return s.label(ctx, c.manifest.Config, map[string]string{
+	from := c.manifest.Config
+	if c.artifact { // many share an empty configuration
+		from = c.documents[len(c.documents)-1]
+	}
+	return s.label(ctx, from, map[string]string{
 		"containerd.io/gc.ref.snapshot." + snapshotterName: c.chainID(),
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -37,6 +38,7 @@ const (
 type unpacker struct {
 	content   content.Provider
 	snapshots snapshots.Snapshotter
+	blobs     string              // directory of the content store's blobs
 	chains    *keylock            // by chain ID, over all pulls
 	slots     *semaphore.Weighted // layers being unpacked, over all pulls
 	limits    limits
@@ -142,7 +144,15 @@ func (u *unpacker) extract(ctx context.Context, dir string, c *contents, i int, 
 	}
 	defer u.slots.Release(1)
 	started()
-	ra, err := u.content.ReaderAt(ctx, c.manifest.Layers[i])
+	layer, to := c.manifest.Layers[i], c.unpacks[i]
+	switch {
+	case to.empty:
+		return nil, nil
+	case to.file != "":
+		blob := filepath.Join(u.blobs, layer.Digest.Algorithm().String(), layer.Digest.Encoded())
+		return nil, placeFile(blob, dir, to.file)
+	}
+	ra, err := u.content.ReaderAt(ctx, layer)
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("is missing: %w", errdefs.ErrNotFound)
 	}
@@ -158,8 +168,11 @@ func (u *unpacker) extract(ctx context.Context, dir string, c *contents, i int, 
 	ahead := readAhead(plain)
 	defer ahead.Close() // before plain: it reads from it
 
-	diffID := c.config.RootFS.DiffIDs[i]
-	sum := diffID.Algorithm().Digester()
+	algorithm := digest.Canonical
+	if to.diffID != "" {
+		algorithm = to.diffID.Algorithm()
+	}
+	sum := algorithm.Digester()
 	meter := &meter{limits: u.limits, image: u.allowance}
 	in := io.TeeReader(&meteredReader{ahead, meter}, sum.Hash())
 	entries := newEntryCheck(meter)
@@ -174,8 +187,8 @@ func (u *unpacker) extract(ctx context.Context, dir string, c *contents, i int, 
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return nil, explainRead(err)
 	}
-	if got := sum.Digest(); got != diffID {
-		return nil, fmt.Errorf("unpacks to %s, the configuration says %s", got, diffID)
+	if got := sum.Digest(); to.diffID != "" && got != to.diffID {
+		return nil, fmt.Errorf("unpacks to %s, the configuration says %s", got, to.diffID)
 	}
 	return entries.undescribed(), nil
 }

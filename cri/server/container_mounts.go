@@ -32,11 +32,14 @@ func (s *Server) podMounts(sb store.Sandbox, config *runtimeapi.ContainerConfig)
 
 // requestMounts prepares the mounts of a request: a source that is not there
 // becomes a directory, as in every CRI runtime, and symbolic links on the host
-// are followed.
-func requestMounts(asked []*runtimeapi.Mount) ([]spec.Mount, error) {
+// are followed. images are the sources of those that mount an image.
+func requestMounts(asked []*runtimeapi.Mount, images map[int]string) ([]spec.Mount, error) {
 	var mounts []spec.Mount
-	for _, a := range asked {
+	for i, a := range asked {
 		source := a.GetHostPath()
+		if dir, ok := images[i]; ok {
+			source = dir
+		}
 		if _, err := os.Stat(source); errors.Is(err, os.ErrNotExist) {
 			if err := os.MkdirAll(source, 0o755); err != nil {
 				return nil, fmt.Errorf("create the source of the mount on %s: %w", a.GetContainerPath(), err)
