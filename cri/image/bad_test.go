@@ -149,6 +149,17 @@ func TestBadImagesAreRefusedWithAnExactErrorAndLeaveNothing(t *testing.T) {
 			want: `unpack layer 3/3 sha256:#: image unpacks to more than the 2097152 bytes one image may have`,
 		},
 		{
+			name: "too many entries",
+			make: func(t *testing.T) v1.Image {
+				var files []file
+				for i := range 51 {
+					files = append(files, file{name: fmt.Sprint(i)})
+				}
+				return build(t, layer(t, files...))
+			},
+			want: `unpack layer 1/1 sha256:#: layer has more than the 50 entries one layer may have`,
+		},
+		{
 			name: "packed layer too large",
 			make: func(t *testing.T) v1.Image {
 				return withManifest(t, build(t, good), func(m map[string]any) { layerFields(m, 0)["size"] = 5 << 30 })
@@ -223,11 +234,13 @@ func TestBadImagesAreRefusedWithAnExactErrorAndLeaveNothing(t *testing.T) {
 			want: `manifest sha256:#: layer 2/2 sha256:#: media type "application/x-squashfs" is not supported`,
 		},
 		{
-			name: "unknown config type",
+			name: "artifact with a title that leaves it",
 			make: func(t *testing.T) v1.Image {
-				return mutate.ConfigMediaType(build(t, good), "application/vnd.cncf.helm.config.v1+json")
+				return withManifest(t, mutate.ConfigMediaType(build(t, static.NewLayer([]byte("x"), "text/plain")), "application/vnd.test"), func(m map[string]any) {
+					layerFields(m, 0)["annotations"] = map[string]any{"org.opencontainers.image.title": "../x"}
+				})
 			},
-			want: `manifest sha256:#: config sha256:#: media type "application/vnd.cncf.helm.config.v1+json" is not an image configuration`,
+			want: `artifact sha256:#: layer 1/1 sha256:#: title "../x" is not the name of a file in the artifact`,
 		},
 		{
 			name: "unknown manifest type",
@@ -282,7 +295,7 @@ func TestBadImagesAreRefusedWithAnExactErrorAndLeaveNothing(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			reg := newTestRegistry(t)
 			config := testConfig(t)
-			config.MaxLayerBytes, config.MaxUnpackedBytes = 1<<20, 2<<20
+			config.MaxLayerBytes, config.MaxUnpackedBytes, config.MaxLayerEntries = 1<<20, 2<<20, 50
 			s := open(t, config)
 			kept := mustPull(t, s, reg.push(t, "kept:1", small(t, "kept")))
 			before := holdings(t, s)
@@ -294,6 +307,8 @@ func TestBadImagesAreRefusedWithAnExactErrorAndLeaveNothing(t *testing.T) {
 			}
 			got := strings.ReplaceAll(hash.ReplaceAllString(err.Error(), "#"), reg.host, "HOST")
 			got = regexp.MustCompile(`HOST has (\d+) of its (\d+) bytes`).ReplaceAllStringFunc(got, func(string) string { return "HOST has 50 of its 100 bytes" })
+			// Layers are unpacked at the same time; which one is too much is open.
+			got = regexp.MustCompile(`layer \d/3 `).ReplaceAllString(got, "layer 3/3 ")
 			got = regexp.MustCompile(`more than its (\d+) bytes`).ReplaceAllString(got, "more than its 100 bytes")
 			if want := "pull HOST/bad:1: " + c.want; got != want {
 				t.Errorf("error\n got: %s\nwant: %s", got, want)

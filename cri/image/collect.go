@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -184,28 +185,16 @@ func (s *Store) image(ctx context.Context, c *contents) (Image, error) {
 		Config:  c.config.Config,
 		Layers:  dirs,
 		ChainID: c.chainID(),
+
+		Artifact: c.artifact,
 	}
 	for _, dir := range dirs {
 		if _, err := os.Stat(dir); err != nil {
 			return Image{}, fmt.Errorf("layer directory: %w", err)
 		}
 	}
-	for _, chainID := range c.chainIDs {
-		usage, err := sn.Usage(ctx, chainID.String())
-		if err != nil {
-			return Image{}, fmt.Errorf("usage of snapshot %s: %w", chainID, err)
-		}
-		img.Size += usage.Size
-	}
-	for _, desc := range append(append([]ocispec.Descriptor{c.manifest.Config}, c.documents...), c.manifest.Layers...) {
-		info, err := s.content.Info(ctx, desc.Digest)
-		if errdefs.IsNotFound(err) {
-			continue // a layer whose chain was already there is not fetched
-		}
-		if err != nil {
-			return Image{}, fmt.Errorf("content %s: %w", desc.Digest, err)
-		}
-		img.Size += info.Size
+	for _, desc := range slices.Concat(c.documents, []ocispec.Descriptor{c.manifest.Config}, c.manifest.Layers) {
+		img.Size += desc.Size
 	}
 	return img, nil
 }

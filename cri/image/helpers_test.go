@@ -37,7 +37,7 @@ type testRegistry struct {
 	spoil func(w http.ResponseWriter, r *http.Request) bool
 }
 
-func newTestRegistry(t *testing.T) *testRegistry {
+func newTestRegistry(t testing.TB) *testRegistry {
 	t.Helper()
 	reg := &testRegistry{gets: map[string]int{}}
 	inner := ocireg.New(ocireg.Logger(log.New(io.Discard, "", 0)))
@@ -67,7 +67,7 @@ func (r *testRegistry) spoils(spoil func(http.ResponseWriter, *http.Request) boo
 }
 
 // push stores an image or an index and returns its reference.
-func (r *testRegistry) push(t *testing.T, repo string, what remote.Taggable) string {
+func (r *testRegistry) push(t testing.TB, repo string, what remote.Taggable) string {
 	t.Helper()
 	ref, err := name.ParseReference(r.host + "/" + repo)
 	if err != nil {
@@ -208,3 +208,21 @@ func holdings(t testing.TB, s *Store) string {
 	}
 	return b.String()
 }
+
+// headers makes a layer of entries without content.
+func headers(t testing.TB, list ...*tar.Header) v1.Layer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range list {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return rawLayer(t, b.Bytes())
+}
+
+func unixTime(sec int64) time.Time { return time.Unix(sec, 0) }

@@ -28,12 +28,13 @@ import (
 // Image is one image of this node. Several references can name it. Its slices
 // and maps are shared with the store: read them, do not change them.
 type Image struct {
-	ID          string   // digest of its configuration: sha256:...
+	ID          string   // digest of its configuration, of an artifact its manifest: sha256:...
 	RepoTags    []string // full names with a tag, sorted
 	RepoDigests []string // name@digest, sorted
-	Size        int64    // bytes of its unpacked layers and content
+	Size        int64    // bytes of its manifests, configuration and packed layers, as containerd tells it; see Usage for the disk
 	User        string   // as in the configuration: uid, uid:gid, name, name:group or empty
 	Pinned      bool
+	Artifact    bool // not an image but an OCI artifact: it can be mounted, not run
 	Config      ocispec.ImageConfig
 	Layers      []string // lower directories of the unpacked chain, topmost first, ready for overlay's lowerdir
 	ChainID     string

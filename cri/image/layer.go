@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/gzip"
@@ -62,12 +63,16 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 //
 // Absolute names mean the image's root: builders in wide use write them.
 type entryCheck struct {
-	limit    int64 // bytes that files may declare together; sparse files declare more than they carry
-	over     error
-	declared int64
-	links    map[string]string // symlinks of this layer: path without leading slash to target
-	lastDir  string            // the directory that was last found to be inside
-	seen     bool              // lastDir is set
+	meter   *meter
+	links   map[string]string // symlinks of this layer: path without leading slash to target
+	parents map[string]bool   // directories that entries are in; true: the layer has an entry for it
+	lastDir string            // the directory that was last found to be inside
+	lastAt  string            // where it is when symlinks are followed
+	seen    bool              // lastDir is set
+}
+
+func newEntryCheck(m *meter) *entryCheck {
+	return &entryCheck{meter: m, links: map[string]string{}, parents: map[string]bool{}}
 }
 
 // check is a filter of containerd's archive package: false skips the entry.
@@ -77,24 +82,28 @@ func (c *entryCheck) check(h *tar.Header) (bool, error) {
 		return false, fmt.Errorf("entry %q leaves the image root", h.Name)
 	}
 	name := strings.TrimPrefix(path.Clean(h.Name), "/")
-	if err := c.inside(name); err != nil {
+	dir, err := c.inside(name)
+	if err != nil {
 		return false, fmt.Errorf("entry %q %w", h.Name, err)
 	}
-	if base := path.Base(name); strings.HasPrefix(base, ".wh..wh.") && base != ".wh..wh..opq" {
+	if err := c.meter.entry(h.Name, h.Linkname); err != nil {
+		return false, err
+	}
+	base := path.Base(name)
+	if strings.HasPrefix(base, ".wh..wh.") && base != ".wh..wh..opq" {
 		return false, nil // reserved for the storage driver that wrote the layer (image-spec, layer.md)
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, '\x00':
-		// Compared before adding: sizes are up to 2^63-1.
-		if h.Size > c.limit-c.declared {
-			return false, c.over
+		// Sparse files declare more than they carry.
+		if err := c.meter.declare(h.Size); err != nil {
+			return false, err
 		}
-		c.declared += h.Size
 	case tar.TypeLink:
 		if climbs(h.Linkname) {
 			return false, fmt.Errorf("hard link %q to %q leaves the image root", h.Name, h.Linkname)
 		}
-		if err := c.inside(strings.TrimPrefix(path.Clean(h.Linkname), "/")); err != nil {
+		if _, err := c.inside(strings.TrimPrefix(path.Clean(h.Linkname), "/")); err != nil {
 			return false, fmt.Errorf("hard link %q to %q %w", h.Name, h.Linkname, err)
 		}
 	case tar.TypeDir, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo, tar.TypeXGlobalHeader:
@@ -102,16 +111,26 @@ func (c *entryCheck) check(h *tar.Header) (bool, error) {
 		return false, fmt.Errorf("entry %q has type %q, which is not supported", h.Name, h.Typeflag)
 	}
 	dropOverlayXattrs(h)
-	c.remember(name, h)
+	c.remember(name, path.Join(dir, base), h)
 	return true, nil
 }
 
-// remember keeps the symlinks that later entries could go through.
-func (c *entryCheck) remember(name string, h *tar.Header) {
-	if h.Typeflag == tar.TypeSymlink {
-		if c.links == nil {
-			c.links = map[string]string{}
+// remember keeps the symlinks that later entries could go through, and which
+// directories the layer describes.
+func (c *entryCheck) remember(name, at string, h *tar.Header) {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return
+	}
+	for dir := path.Dir(at); dir != "."; dir = path.Dir(dir) {
+		if _, known := c.parents[dir]; known {
+			break // and all above it
 		}
+		c.parents[dir] = false
+	}
+	if h.Typeflag == tar.TypeDir {
+		c.parents[at] = true
+	}
+	if h.Typeflag == tar.TypeSymlink {
 		c.links[name] = h.Linkname
 		c.seen = false
 		return
@@ -119,12 +138,29 @@ func (c *entryCheck) remember(name string, h *tar.Header) {
 	delete(c.links, name)
 }
 
-// inside follows the symlinks of this layer on the way to name and reports
-// one that leaves the root, by its absolute target or by climbing above it.
-func (c *entryCheck) inside(name string) error {
+// undescribed lists the directories that the layer uses without an entry for
+// them, parents before what is in them.
+func (c *entryCheck) undescribed() []string {
+	var dirs []string
+	for dir, described := range c.parents {
+		if !described {
+			dirs = append(dirs, dir)
+		}
+	}
+	slices.Sort(dirs)
+	return dirs
+}
+
+// inside follows the symlinks of this layer on the way to name and returns the
+// directory where it ends, or reports a symlink that leaves the root, by its
+// absolute target or by climbing above it.
+func (c *entryCheck) inside(name string) (string, error) {
 	dir := path.Dir(name)
-	if c.seen && dir == c.lastDir || len(c.links) == 0 {
-		return nil
+	if len(c.links) == 0 {
+		return dir, nil
+	}
+	if c.seen && dir == c.lastDir {
+		return c.lastAt, nil
 	}
 	var at []string
 	var link, to string // the first symlink on the way
@@ -137,7 +173,7 @@ func (c *entryCheck) inside(name string) error {
 			continue
 		case "..":
 			if len(at) == 0 {
-				return fmt.Errorf("goes through symlink %q to %q, which leaves the image root", link, to)
+				return "", fmt.Errorf("goes through symlink %q to %q, which leaves the image root", link, to)
 			}
 			at = at[:len(at)-1]
 			continue
@@ -153,15 +189,15 @@ func (c *entryCheck) inside(name string) error {
 		}
 		switch {
 		case hops > 40: // as the kernel's limit, MAXSYMLINKS
-			return fmt.Errorf("goes through too many symlinks at %q", link)
+			return "", fmt.Errorf("goes through too many symlinks at %q", link)
 		case path.IsAbs(target):
-			return fmt.Errorf("goes through symlink %q to %q, which leaves the image root", link, to)
+			return "", fmt.Errorf("goes through symlink %q to %q, which leaves the image root", link, to)
 		}
 		at = at[:len(at)-1]
 		todo = append(strings.Split(target, "/"), todo...)
 	}
-	c.lastDir, c.seen = dir, true
-	return nil
+	c.lastDir, c.lastAt, c.seen = dir, path.Join(append([]string{"."}, at...)...), true
+	return c.lastAt, nil
 }
 
 // climbs reports whether a path, read from the root, goes above it.

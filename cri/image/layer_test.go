@@ -3,7 +3,6 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"errors"
 	"io"
 	"io/fs"
 	"math"
@@ -31,7 +30,7 @@ func TestEntriesOfOrdinaryLayersPass(t *testing.T) {
 	}
 	for name, files := range cases {
 		t.Run(name, func(t *testing.T) {
-			c := &entryCheck{limit: 100, over: errors.New("over")}
+			c := newEntryCheck(testMeter(100))
 			for _, f := range files {
 				if ok, err := c.check(header(f)); !ok || err != nil {
 					t.Errorf("%q: %v %v", f.name, ok, err)
@@ -39,6 +38,10 @@ func TestEntriesOfOrdinaryLayersPass(t *testing.T) {
 			}
 		})
 	}
+}
+
+func testMeter(bytes int64) *meter {
+	return &meter{limits: limits{layerBytes: bytes, imageBytes: bytes, layerEntries: 100}, image: newAllowance(bytes)}
 }
 
 func header(f file) *tar.Header {
@@ -66,12 +69,12 @@ func TestHostileEntriesAreRefused(t *testing.T) {
 		{"hard link through a symlink", []file{{name: "l", kind: tar.TypeSymlink, link: "/etc"}, {name: "a", kind: tar.TypeLink, link: "l/shadow"}},
 			`hard link "a" to "l/shadow" goes through symlink "l" to "/etc", which leaves the image root`},
 		{"unknown type", []file{{name: "a", kind: 'Z'}}, `entry "a" has type 'Z', which is not supported`},
-		{"sparse bomb", []file{{name: "a", size: 60}, {name: "b", size: 60}}, `over`},
-		{"sizes that overflow", []file{{name: "a", size: 60}, {name: "b", size: math.MaxInt64}}, `over`},
+		{"sparse bomb", []file{{name: "a", size: 60}, {name: "b", size: 60}}, `layer unpacks to more than the 100 bytes one layer may have`},
+		{"sizes that overflow", []file{{name: "a", size: 60}, {name: "b", size: math.MaxInt64}}, `layer unpacks to more than the 100 bytes one layer may have`},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			check := &entryCheck{limit: 100, over: errors.New("over")}
+			check := newEntryCheck(testMeter(100))
 			var err error
 			for _, f := range c.files {
 				if err != nil {
@@ -89,7 +92,7 @@ func TestHostileEntriesAreRefused(t *testing.T) {
 func TestOverlayAttributesOfALayerAreDropped(t *testing.T) {
 	h := header(file{name: "d", kind: tar.TypeDir})
 	h.PAXRecords = map[string]string{"SCHILY.xattr.trusted.overlay.redirect": "/x", "SCHILY.xattr.security.capability": "c"}
-	if ok, err := (&entryCheck{}).check(h); !ok || err != nil {
+	if ok, err := newEntryCheck(testMeter(1)).check(h); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if len(h.PAXRecords) != 1 || h.PAXRecords["SCHILY.xattr.security.capability"] != "c" {
@@ -111,7 +114,7 @@ func FuzzEntries(f *testing.F) {
 		if err := os.MkdirAll(root, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		check := &entryCheck{limit: 1 << 20, over: errors.New("over")}
+		check := newEntryCheck(testMeter(1 << 20))
 		for line := range strings.SplitSeq(input, "\n") {
 			name, link, _ := strings.Cut(line, " ")
 			if len(name) < 2 || len(line) > 200 {

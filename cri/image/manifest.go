@@ -30,11 +30,28 @@ type contents struct {
 	target    ocispec.Descriptor   // what the reference names: a manifest or an index
 	documents []ocispec.Descriptor // the way from target to the manifest, both included
 	manifest  ocispec.Manifest
+	artifact  bool // not an image: config is empty
 	config    ocispec.Image
+	unpacks   []unpacking     // per layer, lowest first
 	chainIDs  []digest.Digest // per layer, lowest first
 }
 
-func (c *contents) id() string      { return c.manifest.Config.Digest.String() }
+// unpacking says what a layer blob becomes.
+type unpacking struct {
+	diffID digest.Digest // of the tar archive in it; empty where nobody says
+	file   string        // the name of the file it is; empty for an archive
+	empty  bool          // it has no content
+}
+
+// id is what the CRI calls the image ID. The configuration's digest is an
+// image's own; many artifacts share an empty one.
+func (c *contents) id() string {
+	if c.artifact {
+		return c.documents[len(c.documents)-1].Digest.String()
+	}
+	return c.manifest.Config.Digest.String()
+}
+
 func (c *contents) chainID() string { return c.chainIDs[len(c.chainIDs)-1].String() }
 
 // checkDescriptor refuses a descriptor that nothing could be fetched by.
@@ -48,7 +65,8 @@ func checkDescriptor(desc ocispec.Descriptor) error {
 	return nil
 }
 
-// parseManifest reads an image manifest, Docker schema 2 or OCI.
+// parseManifest reads the manifest of an image, Docker schema 2 or OCI, or of
+// an OCI artifact.
 func parseManifest(b []byte) (ocispec.Manifest, error) {
 	var doc struct {
 		ocispec.Manifest
@@ -66,8 +84,6 @@ func parseManifest(b []byte) (ocispec.Manifest, error) {
 		return m, fmt.Errorf("is an index where a manifest is expected")
 	case m.Config.Digest == "":
 		return m, fmt.Errorf("manifest has no configuration")
-	case !images.IsConfigType(m.Config.MediaType):
-		return m, fmt.Errorf("config %s: media type %q is not an image configuration", m.Config.Digest, m.Config.MediaType)
 	case len(m.Layers) == 0:
 		return m, fmt.Errorf("manifest has no layers")
 	case len(m.Layers) > maxLayers:
@@ -82,12 +98,17 @@ func parseManifest(b []byte) (ocispec.Manifest, error) {
 		if err := checkDescriptor(layer); err != nil {
 			return m, fmt.Errorf("layer %d/%d: %w", i+1, len(m.Layers), err)
 		}
-		if !supportedLayer(layer.MediaType) {
+		if !isArtifact(m) && !supportedLayer(layer.MediaType) {
 			return m, fmt.Errorf("layer %d/%d %s: media type %q is not supported", i+1, len(m.Layers), layer.Digest, layer.MediaType)
 		}
 	}
 	return m, nil
 }
+
+// isArtifact tells a manifest of something else than an image: its
+// configuration has another media type (image-spec, "Guidelines for Artifact
+// Usage").
+func isArtifact(m ocispec.Manifest) bool { return !images.IsConfigType(m.Config.MediaType) }
 
 func supportedLayer(mediaType string) bool {
 	switch mediaType {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -170,9 +171,18 @@ func (s *Store) inspect(ctx context.Context, from documents, target ocispec.Desc
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", c.manifest.Config.Digest, err)
 	}
+	if c.artifact = isArtifact(c.manifest); c.artifact {
+		if c.unpacks, c.chainIDs, err = artifactLayers(c.manifest); err != nil {
+			return nil, fmt.Errorf("artifact %s: %w", c.id(), err)
+		}
+		return c, nil
+	}
 	c.config, c.chainIDs, err = parseConfig(b, len(c.manifest.Layers), s.match, s.platform)
 	if err != nil {
 		return nil, fmt.Errorf("config %s: %w", c.manifest.Config.Digest, err)
+	}
+	for _, id := range c.config.RootFS.DiffIDs {
+		c.unpacks = append(c.unpacks, unpacking{diffID: id})
 	}
 	return c, nil
 }
@@ -185,8 +195,7 @@ type installation struct {
 	fetch  *fetcher // nil when the content is already in the store
 }
 
-// run fetches and unpacks. Layers are fetched in parallel, and each is
-// unpacked as soon as it and the one below are there.
+// run fetches and unpacks.
 func (in *installation) run(ctx context.Context, target ocispec.Descriptor) (*contents, error) {
 	var from documents = stored{in.store.content}
 	if in.fetch != nil {
@@ -198,12 +207,14 @@ func (in *installation) run(ctx context.Context, target ocispec.Descriptor) (*co
 	}
 	u := &unpacker{
 		content: in.store.content, snapshots: in.store.snapshotter(), chains: &in.store.chainsMu,
-		layerLimit: in.store.config.MaxLayerBytes, imageLimit: in.store.config.MaxUnpackedBytes,
-		imageBudget: in.store.config.MaxUnpackedBytes,
+		blobs:     filepath.Join(in.store.config.Root, "content", "blobs"),
+		slots:     in.store.unpacks,
+		limits:    in.store.config.limits(),
+		allowance: newAllowance(in.store.config.MaxUnpackedBytes),
 	}
 	for i, layer := range c.manifest.Layers {
-		if layer.Size > u.layerLimit {
-			return nil, fmt.Errorf("%s: %d bytes is more than the %d one layer may have", layerName(c, i), layer.Size, u.layerLimit)
+		if layer.Size > u.limits.layerBytes {
+			return nil, fmt.Errorf("%s: %d bytes is more than the %d one layer may have", layerName(c, i), layer.Size, u.limits.layerBytes)
 		}
 	}
 	first, err := in.firstMissing(ctx, u, c)
@@ -244,48 +255,48 @@ func (in *installation) firstMissing(ctx context.Context, u *unpacker, c *conten
 	return 0, nil
 }
 
+// layers fetches and unpacks, each layer as soon as it can be: downloads are
+// started lowest first, several at a time, and each is unpacked while others
+// still come.
 func (in *installation) layers(ctx context.Context, u *unpacker, c *contents, first int) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, inner := errgroup.WithContext(ctx)
 	slots := semaphore.NewWeighted(int64(in.store.config.MaxParallelLayers))
-	fetched := make([]chan struct{}, len(c.manifest.Layers))
-	for i := first; i < len(fetched); i++ {
-		fetched[i] = make(chan struct{})
-		in.say(c.manifest.Layers[i], "waiting", 0)
-	}
-	// Slots are taken in order, so that the lowest layer, which is unpacked
-	// first, also comes first.
-	g.Go(func() error {
-		for i := first; i < len(fetched); i++ {
-			if err := slots.Acquire(ctx, 1); err != nil {
-				return err
-			}
-			g.Go(func() error {
-				defer slots.Release(1)
-				if err := in.fetchLayer(ctx, c.manifest.Layers[i]); err != nil {
-					return fmt.Errorf("%s: %w", layerName(c, i), err)
-				}
-				close(fetched[i])
-				return nil
-			})
+	done := make([]chan struct{}, len(c.manifest.Layers))
+	for i := range done {
+		done[i] = make(chan struct{})
+		if i < first {
+			close(done[i])
+		} else {
+			in.say(c.manifest.Layers[i], "waiting", 0)
 		}
-		return nil
-	})
-	g.Go(func() error {
-		for i := first; i < len(fetched); i++ {
-			select {
-			case <-fetched[i]:
-			case <-ctx.Done():
-				return ctx.Err()
+	}
+	for i := first; i < len(done); i++ {
+		if err := slots.Acquire(inner, 1); err != nil {
+			break // a layer failed, or the pull was given up: Wait knows
+		}
+		g.Go(func() error {
+			layer := c.manifest.Layers[i]
+			err := in.fetchLayer(inner, layer)
+			slots.Release(1)
+			if err != nil {
+				return fmt.Errorf("%s: %w", layerName(c, i), err)
 			}
-			in.say(c.manifest.Layers[i], "unpacking", 0)
-			if err := u.unpack(ctx, c, i); err != nil {
+			var below chan struct{}
+			if i > 0 {
+				below = done[i-1]
+			}
+			if err := u.unpack(inner, c, i, below, func() { in.say(layer, "unpacking", 0) }); err != nil {
 				return fmt.Errorf("unpack %s: %w", layerName(c, i), err)
 			}
-			in.say(c.manifest.Layers[i], "done", c.manifest.Layers[i].Size)
-		}
-		return nil
-	})
-	return g.Wait()
+			in.say(layer, "done", layer.Size)
+			close(done[i])
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 func (in *installation) fetchLayer(ctx context.Context, layer ocispec.Descriptor) error {
@@ -338,7 +349,11 @@ func (s *Store) link(ctx context.Context, c *contents) error {
 			return err
 		}
 	}
-	return s.label(ctx, c.manifest.Config, map[string]string{
+	from := c.manifest.Config
+	if c.artifact { // many share an empty configuration
+		from = c.documents[len(c.documents)-1]
+	}
+	return s.label(ctx, from, map[string]string{
 		"containerd.io/gc.ref.snapshot." + snapshotterName: c.chainID(),
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -37,8 +38,10 @@ type Config struct {
 	CertsDirs         []string      // searched in order for HOST/hosts.toml; default /etc/berth/certs.d, /etc/containerd/certs.d
 	MaxParallelPulls  int           // images pulled at a time; default 4
 	MaxParallelLayers int           // layers of one image fetched at a time; default 3
+	MaxParallelUnpack int           // layers unpacked at a time, over all pulls; default as many as processors, at most 4
 	MaxLayerBytes     int64         // of one layer, packed and unpacked; default 64 GiB
 	MaxUnpackedBytes  int64         // of the layers of one image together; default 128 GiB
+	MaxLayerEntries   int64         // files and directories of one layer; default 4,194,304
 	PinnedImages      []string      // references that the kubelet must not collect
 	ProgressTimeout   time.Duration // silence of a registry after which a pull is given up; default 1 minute
 	Log               *slog.Logger  // default: none
@@ -62,6 +65,7 @@ type Store struct {
 	blobs    keylock
 	chainsMu keylock
 	pulls    *semaphore.Weighted
+	unpacks  *semaphore.Weighted
 
 	// changing serialises what changes image records, so that the index and
 	// the chains change in the database's order.
@@ -91,6 +95,12 @@ func (c Config) withDefaults() Config {
 	if c.MaxUnpackedBytes <= 0 {
 		c.MaxUnpackedBytes = 128 << 30
 	}
+	if c.MaxParallelUnpack <= 0 {
+		c.MaxParallelUnpack = min(runtime.NumCPU(), 4)
+	}
+	if c.MaxLayerEntries <= 0 {
+		c.MaxLayerEntries = 4 << 20
+	}
 	if c.ProgressTimeout <= 0 {
 		c.ProgressTimeout = time.Minute
 	}
@@ -100,6 +110,10 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+func (c Config) limits() limits {
+	return limits{layerBytes: c.MaxLayerBytes, imageBytes: c.MaxUnpackedBytes, layerEntries: c.MaxLayerEntries}
+}
+
 // Open opens the store, removes what a crash left half done, and reads which
 // images there are. An image of which something is missing is logged and
 // dropped, so that the next pull repairs it. The caller closes the store.
@@ -107,6 +121,7 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 	s := &Store{config: config.withDefaults(), collect: make(chan struct{}, 1)}
 	s.log = s.config.Log
 	s.pulls = semaphore.NewWeighted(int64(s.config.MaxParallelPulls))
+	s.unpacks = semaphore.NewWeighted(int64(s.config.MaxParallelUnpack))
 	s.flights.running = map[flightKey]*flight{}
 	spec := platforms.DefaultSpec()
 	if config.Platform != "" {

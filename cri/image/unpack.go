@@ -1,12 +1,12 @@
 package image
 
 import (
-	"archive/tar"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/berth-io/berth/internal/failpoint"
 )
@@ -31,14 +31,18 @@ const (
 	snapshotRefLabel = "containerd.io/snapshot.ref"
 )
 
-// unpacker turns layer blobs into committed snapshots.
+// unpacker turns the layer blobs of one image into committed snapshots. Layers
+// are unpacked independently of each other, several at a time, and committed in
+// order, each on the one below: an overlay layer is a directory of its own, and
+// what it takes from the layers below is added last (see adopt).
 type unpacker struct {
-	content     content.Provider
-	snapshots   snapshots.Snapshotter
-	chains      *keylock // by chain ID, over all pulls
-	layerLimit  int64    // bytes
-	imageBudget int64    // bytes left for the layers to come
-	imageLimit  int64
+	content   content.Provider
+	snapshots snapshots.Snapshotter
+	blobs     string              // directory of the content store's blobs
+	chains    *keylock            // by chain ID, over all pulls
+	slots     *semaphore.Weighted // layers being unpacked, over all pulls
+	limits    limits
+	allowance *allowance // of the whole image
 }
 
 // claim reports whether the chain is unpacked, and leases it if so.
@@ -48,7 +52,7 @@ func (u *unpacker) claim(ctx context.Context, chainID digest.Digest) (bool, erro
 	} else if err != nil {
 		return false, fmt.Errorf("look for snapshot %s: %w", chainID, err)
 	}
-	key, err := u.prepare(ctx, chainID, "")
+	key, err := u.prepare(ctx, chainID)
 	if err != nil || key == "" {
 		return err == nil, err
 	}
@@ -57,9 +61,9 @@ func (u *unpacker) claim(ctx context.Context, chainID digest.Digest) (bool, erro
 
 // prepare makes the snapshot to unpack into, or returns no key if the chain
 // exists, which is leased then.
-func (u *unpacker) prepare(ctx context.Context, chainID, parent digest.Digest) (key string, err error) {
+func (u *unpacker) prepare(ctx context.Context, chainID digest.Digest) (key string, err error) {
 	key = extractPrefix + rand.Text() + " " + chainID.String()
-	_, err = u.snapshots.Prepare(ctx, key, parent.String(), snapshots.WithLabels(map[string]string{
+	_, err = u.snapshots.Prepare(ctx, key, "", snapshots.WithLabels(map[string]string{
 		snapshotRefLabel: chainID.String(),
 	}))
 	if errdefs.IsAlreadyExists(err) {
@@ -78,19 +82,18 @@ func (u *unpacker) abandon(ctx context.Context, key string) error {
 	return nil
 }
 
-// unpack makes the chain that ends in layer i of c. The layers below must be there.
-func (u *unpacker) unpack(ctx context.Context, c *contents, i int) (err error) {
+// unpack makes the chain that ends in layer i of c. It calls started when the
+// work begins, and commits once below is closed: when the chain under it is
+// there. Who holds the lock of a chain waits only for shorter ones, so that
+// images that share layers never wait for each other in a circle.
+func (u *unpacker) unpack(ctx context.Context, c *contents, i int, below <-chan struct{}, started func()) (err error) {
 	chainID := c.chainIDs[i]
 	unlock, err := u.chains.lock(ctx, chainID.String())
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	var parent digest.Digest
-	if i > 0 {
-		parent = c.chainIDs[i-1]
-	}
-	key, err := u.prepare(ctx, chainID, parent)
+	key, err := u.prepare(ctx, chainID)
 	if err != nil || key == "" {
 		return err
 	}
@@ -100,72 +103,94 @@ func (u *unpacker) unpack(ctx context.Context, c *contents, i int) (err error) {
 		}
 	}()
 	failpoint.Hit("cri/image-prepared")
-
 	dir, err := layerDir(ctx, u.snapshots, key)
 	if err != nil {
 		return err
 	}
-	var below []string
-	if i > 0 {
-		if below, err = layerDirs(ctx, u.snapshots, c.chainIDs[:i]); err != nil {
-			return err
-		}
-	}
-	if err := u.apply(ctx, dir, below, c.manifest.Layers[i], c.config.RootFS.DiffIDs[i]); err != nil {
+	implicit, err := u.extract(ctx, dir, c, i, started)
+	if err != nil {
 		return err
 	}
 	failpoint.Hit("cri/image-applied")
-	if err := u.snapshots.Commit(ctx, chainID.String(), key, snapshots.WithLabels(map[string]string{
-		snapshotRefLabel: chainID.String(),
-	})); err != nil && !errdefs.IsAlreadyExists(err) {
+	opts := []snapshots.Opt{snapshots.WithLabels(map[string]string{snapshotRefLabel: chainID.String()})}
+	if i > 0 {
+		select {
+		case <-below:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		lowers, err := layerDirs(ctx, u.snapshots, c.chainIDs[:i])
+		if err != nil {
+			return err
+		}
+		if err := adopt(dir, lowers, implicit); err != nil {
+			return err
+		}
+		opts = append(opts, snapshots.WithParent(c.chainIDs[i-1].String()))
+	}
+	if err := u.snapshots.Commit(ctx, chainID.String(), key, opts...); err != nil && !errdefs.IsAlreadyExists(err) {
 		return fmt.Errorf("commit snapshot: %w", err)
 	}
 	failpoint.Hit("cri/image-committed")
 	return nil
 }
 
-// apply unpacks one layer into dir, checking each entry before it is made and
-// the whole against its diff ID.
-func (u *unpacker) apply(ctx context.Context, dir string, below []string, layer ocispec.Descriptor, diffID digest.Digest) error {
+// extract unpacks layer i into dir, checking each entry before it is made and
+// the whole against its diff ID. It returns the directories that entries need
+// and the layer does not describe.
+func (u *unpacker) extract(ctx context.Context, dir string, c *contents, i int, started func()) (implicit []string, err error) {
+	if err := u.slots.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer u.slots.Release(1)
+	started()
+	layer, to := c.manifest.Layers[i], c.unpacks[i]
+	switch {
+	case to.empty:
+		return nil, nil
+	case to.file != "":
+		blob := filepath.Join(u.blobs, layer.Digest.Algorithm().String(), layer.Digest.Encoded())
+		return nil, placeFile(blob, dir, to.file)
+	}
 	ra, err := u.content.ReaderAt(ctx, layer)
 	if errdefs.IsNotFound(err) {
-		return fmt.Errorf("is missing: %w", errdefs.ErrNotFound)
+		return nil, fmt.Errorf("is missing: %w", errdefs.ErrNotFound)
 	}
 	if err != nil {
-		return fmt.Errorf("open layer: %w", err)
+		return nil, fmt.Errorf("open layer: %w", err)
 	}
 	defer ra.Close()
 	plain, err := decompress(content.NewReader(ra))
 	if err != nil {
-		return explainRead(err)
+		return nil, explainRead(err)
 	}
 	defer plain.Close()
+	ahead := readAhead(plain)
+	defer ahead.Close() // before plain: it reads from it
 
-	limit, over := u.layerLimit, fmt.Errorf("layer unpacks to more than the %d bytes one layer may have", u.layerLimit)
-	if u.imageBudget < limit {
-		limit, over = u.imageBudget, fmt.Errorf("image unpacks to more than the %d bytes one image may have", u.imageLimit)
+	algorithm := digest.Canonical
+	if to.diffID != "" {
+		algorithm = to.diffID.Algorithm()
 	}
-	sum := diffID.Algorithm().Digester()
-	bounded := &boundedReader{r: plain, limit: limit, over: over}
-	in := io.TeeReader(bounded, sum.Hash())
-	entries := &entryCheck{limit: limit, over: over}
-
-	opts := []archive.ApplyOpt{archive.WithFilter(func(h *tar.Header) (bool, error) { return entries.check(h) })}
-	if len(below) > 0 {
-		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout), archive.WithParents(below))
+	sum := algorithm.Digester()
+	meter := &meter{limits: u.limits, image: u.allowance}
+	in := io.TeeReader(&meteredReader{ahead, meter}, sum.Hash())
+	entries := newEntryCheck(meter)
+	opts := []archive.ApplyOpt{archive.WithFilter(entries.check)}
+	if i > 0 {
+		opts = append(opts, archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
 	}
 	if _, err := archive.Apply(ctx, dir, in, opts...); err != nil {
-		return explainRead(err)
+		return nil, explainRead(err)
 	}
 	// The diff ID covers what follows the archive's end, too.
 	if _, err := io.Copy(io.Discard, in); err != nil {
-		return explainRead(err)
+		return nil, explainRead(err)
 	}
-	if got := sum.Digest(); got != diffID {
-		return fmt.Errorf("unpacks to %s, the configuration says %s", got, diffID)
+	if got := sum.Digest(); to.diffID != "" && got != to.diffID {
+		return nil, fmt.Errorf("unpacks to %s, the configuration says %s", got, to.diffID)
 	}
-	u.imageBudget -= max(bounded.n, entries.declared)
-	return nil
+	return entries.undescribed(), nil
 }
 
 // layerDir is the directory of one snapshot.

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -76,29 +75,11 @@ func copyOwner(from, to string) error {
 	return nil
 }
 
-// mount uses the paths as they are when they fit in the page that mount(2)
-// takes its options in, so that people can read them in /proc/mounts; the long
-// chains of many-layered images go by file descriptor.
 func (l Layer) mount(lowers []string) error {
-	options := func(lowers []string) string {
-		return "lowerdir=" + strings.Join(lowers, ":") +
-			",upperdir=" + filepath.Join(l.Dir, "upper") +
-			",workdir=" + filepath.Join(l.Dir, "work") + ",index=off,volatile"
-	}
-	short := options(lowers)
-	if len(short) < os.Getpagesize() {
-		return unix.Mount("overlay", l.Mount, "overlay", 0, short)
-	}
-	links := make([]string, len(lowers))
-	for i, dir := range lowers {
-		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open the image layer %s: %w", dir, err)
-		}
-		defer unix.Close(fd)
-		links[i] = fmt.Sprintf("/proc/self/fd/%d", fd)
-	}
-	return unix.Mount("overlay", l.Mount, "overlay", 0, options(links))
+	return mountOverlay(l.Mount, 0, lowers, []option{
+		{"upperdir", filepath.Join(l.Dir, "upper")}, {"workdir", filepath.Join(l.Dir, "work")},
+		{"index", "off"}, {"volatile", ""},
+	})
 }
 
 // Unmount takes the root file system away; processes that still use it keep

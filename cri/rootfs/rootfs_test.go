@@ -91,10 +91,10 @@ func TestAContainerSeesTheTopmostLayerAndWritesToItsOwn(t *testing.T) {
 	}
 }
 
-func TestAChainTooLongForMountOptionsIsMountedByDescriptor(t *testing.T) {
+func TestAChainTooLongForMountOptionsIsMountedLayerByLayer(t *testing.T) {
 	l, dir := newLayer(t)
 	var names []string
-	for i := range 60 {
+	for i := range 400 {
 		names = append(names, strings.Repeat("d", 90)+string(rune('A'+i/26))+string(rune('a'+i%26)))
 	}
 	if err := l.Create(lowers(t, dir, names...), ""); err != nil {

@@ -62,16 +62,24 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 	if !ok {
 		return "", status.Errorf(codes.NotFound, "image %q is not on this node: pull it first", config.GetImage().GetImage())
 	}
+	if img.Artifact {
+		return "", status.Errorf(codes.InvalidArgument, "image %q is an artifact: it can be mounted as an image volume, not run", config.GetImage().GetImage())
+	}
+	volumes, err := s.imageVolumesOf(config)
+	if err != nil {
+		return "", err
+	}
 	tl := newTimeline()
 	c, err := s.newContainer(name, sb, config, img)
 	if err != nil {
 		return "", err
 	}
+	c.VolumeChains = chainsOf(volumes)
 	if err := s.containers.Add(c); err != nil {
 		return "", err
 	}
 	failpoint.Hit("cri/container-recorded")
-	user, err := s.buildContainer(ctx, sb, c, img, tl)
+	user, err := s.buildContainer(ctx, sb, c, img, volumes, tl)
 	if err == nil {
 		_, err = s.containers.Update(c.ID, func(c *store.Container) error {
 			c.User, c.Timeline = user, tl.done()
@@ -83,6 +91,9 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 		defer cancel()
 		if undoErr := s.removeContainer(undo, c.ID); undoErr != nil {
 			err = errors.Join(err, fmt.Errorf("undo it: %w", undoErr))
+		}
+		if status.Code(err) != codes.Unknown {
+			return "", err // worded for the caller
 		}
 		return "", fmt.Errorf("create container %s: %w", name, err)
 	}
@@ -126,7 +137,7 @@ func imageRef(img image.Image) string {
 
 // buildContainer makes the side effects of a creation; removeContainer undoes
 // them, whichever there are.
-func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
+func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, volumes []imageVolume, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
 	if err := s.images.Retain(img.ChainID, c.ID); err != nil {
 		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
@@ -136,6 +147,11 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	}
 	done()
 	failpoint.Hit("cri/rootfs-mounted")
+	sources, err := s.mountImages(c, volumes)
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit("cri/images-mounted")
 	defer tl.step("spec")()
 	if c.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
@@ -146,7 +162,7 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	if err != nil {
 		return nil, err
 	}
-	in, err := s.specInput(sb, c, img, runtime)
+	in, err := s.specInput(sb, c, img, runtime, sources)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +202,7 @@ func (s *Server) noteOOMScore(c store.Container, built *specs.Spec) {
 }
 
 // specInput gathers what the specification is made from.
-func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image, runtime *handler.Runtime) (spec.Input, error) {
+func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image, runtime *handler.Runtime, sources map[int]string) (spec.Input, error) {
 	cg, err := spec.ContainerCgroup(sb.Cgroup, c.ID, s.cfg.Host)
 	if err != nil {
 		return spec.Input{}, err
@@ -225,6 +241,6 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 		return in, err
 	}
 	in.PodMounts = append(in.PodMounts, volumes...)
-	in.Mounts, err = requestMounts(c.Config.GetMounts(), s.userNS(sb))
+	in.Mounts, err = requestMounts(c.Config.GetMounts(), sources, s.userNS(sb))
 	return in, err
 }

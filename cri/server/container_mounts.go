@@ -35,12 +35,16 @@ func (s *Server) podMounts(sb store.Sandbox, config *runtimeapi.ContainerConfig)
 
 // requestMounts prepares the mounts of a request: a source that is not there
 // becomes a directory, as in every CRI runtime, and symbolic links on the host
-// are followed. A mount whose IDs cannot be mapped in the user namespace userNS
-// is refused here, where the reason is known.
-func requestMounts(asked []*runtimeapi.Mount, userNS string) ([]spec.Mount, error) {
+// are followed. images are the sources of those that mount an image. A mount
+// whose IDs cannot be mapped in the user namespace userNS is refused here, where
+// the reason is known.
+func requestMounts(asked []*runtimeapi.Mount, images map[int]string, userNS string) ([]spec.Mount, error) {
 	var mounts []spec.Mount
-	for _, a := range asked {
+	for i, a := range asked {
 		source := a.GetHostPath()
+		if dir, ok := images[i]; ok {
+			source = dir
+		}
 		if _, err := os.Stat(source); errors.Is(err, os.ErrNotExist) {
 			if err := os.MkdirAll(source, 0o755); err != nil {
 				return nil, fmt.Errorf("create the source of the mount on %s: %w", a.GetContainerPath(), err)

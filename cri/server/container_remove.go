@@ -51,6 +51,9 @@ func (s *Server) removeContainer(ctx context.Context, id string) error {
 	if err := s.release(ctx, id); err != nil {
 		return err
 	}
+	if err := s.unmountImages(id); err != nil {
+		return err
+	}
 	if err := s.layer(id).Remove(); err != nil {
 		return err
 	}
@@ -94,6 +97,9 @@ func (s *Server) release(ctx context.Context, id string) error {
 		if err := s.cfg.Cgroups.Remove(c.Cgroup); err != nil {
 			return err
 		}
+	}
+	if err := s.unmountImages(id); err != nil {
+		return err
 	}
 	if err := s.layer(id).Unmount(); err != nil {
 		return err

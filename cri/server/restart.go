@@ -135,10 +135,13 @@ func (s *Server) recoverSandbox(ctx context.Context, sb store.Sandbox) error {
 }
 
 func (s *Server) retainImage(c store.Container) error {
-	if c.ChainID == "" {
-		return nil
+	var errs []error
+	for _, chain := range append([]string{c.ChainID}, c.VolumeChains...) {
+		if chain != "" {
+			errs = append(errs, s.images.Retain(chain, c.ID))
+		}
 	}
-	return s.images.Retain(c.ChainID, c.ID)
+	return errors.Join(errs...)
 }
 
 // reconnect returns nil without an error when there is no shim any more.
@@ -353,6 +356,9 @@ func (s *Server) sweepSandbox(ctx context.Context, id string) error {
 
 func (s *Server) sweepContainer(ctx context.Context, id string) error {
 	if err := s.runtimeDelete(ctx, id); err != nil {
+		return err
+	}
+	if err := s.unmountImages(id); err != nil {
 		return err
 	}
 	if err := s.layer(id).Remove(); err != nil {

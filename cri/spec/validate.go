@@ -101,9 +101,15 @@ func validateMount(m *runtimeapi.Mount) error {
 	switch {
 	case !path.IsAbs(m.GetContainerPath()) || path.Clean(m.GetContainerPath()) == "/":
 		return fieldError("config.mounts", "container_path %q is not an absolute path below the root", m.GetContainerPath())
-	case m.GetImage() != nil && m.GetImage().GetImage() != "":
-		return fieldError(field+".image", "image volumes are not supported")
-	case !path.IsAbs(m.GetHostPath()):
+	case m.GetImage().GetImage() == "" && m.GetImageSubPath() != "":
+		return fieldError(field+".image_sub_path", "there is no image to have it")
+	case m.GetImage().GetImage() != "" && m.GetHostPath() != "":
+		return fieldError(field+".host_path", "an image is mounted here: it must be empty")
+	case m.GetImage().GetImage() != "" && !m.GetReadonly():
+		return fieldError(field+".readonly", "an image can be mounted read-only only")
+	case m.GetImage().GetImage() != "" && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return fieldError(field+".propagation", "nothing is mounted in an image: it must be private")
+	case m.GetImage().GetImage() == "" && !path.IsAbs(m.GetHostPath()):
 		return fieldError(field+".host_path", "%q is not absolute", m.GetHostPath())
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) == 0:
 		return nil

@@ -41,20 +41,22 @@ const (
 
 // Container is the record of one container.
 type Container struct {
-	ID         string                              `json:"id"`
-	SandboxID  string                              `json:"sandbox"`
-	Name       string                              `json:"name"` // NAME_ATTEMPT_SANDBOX
-	Config     *runtimeapi.ContainerConfig         `json:"config"`
-	ImageID    string                              `json:"imageID"`
-	ImageRef   string                              `json:"imageRef"` // NAME@DIGEST where the image has one, else its ID
-	ChainID    string                              `json:"chainID"`
-	LogPath    string                              `json:"logPath,omitempty"`
-	Resources  *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
-	User       *runtimeapi.LinuxContainerUser      `json:"user,omitempty"`
-	StopSignal string                              `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
-	Cgroup     string                              `json:"cgroup"`     // path in the cgroup file systems
-	CreatedAt  time.Time                           `json:"createdAt"`
-	Timeline   []Step                              `json:"timeline,omitempty"`
+	ID        string                      `json:"id"`
+	SandboxID string                      `json:"sandbox"`
+	Name      string                      `json:"name"` // NAME_ATTEMPT_SANDBOX
+	Config    *runtimeapi.ContainerConfig `json:"config"`
+	ImageID   string                      `json:"imageID"`
+	ImageRef  string                      `json:"imageRef"` // NAME@DIGEST where the image has one, else its ID
+	ChainID   string                      `json:"chainID"`
+	// VolumeChains are the layers of the images that are mounted into it.
+	VolumeChains []string                            `json:"volumeChains,omitempty"`
+	LogPath      string                              `json:"logPath,omitempty"`
+	Resources    *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
+	User         *runtimeapi.LinuxContainerUser      `json:"user,omitempty"`
+	StopSignal   string                              `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
+	Cgroup       string                              `json:"cgroup"`     // path in the cgroup file systems
+	CreatedAt    time.Time                           `json:"createdAt"`
+	Timeline     []Step                              `json:"timeline,omitempty"`
 
 	Status
 }

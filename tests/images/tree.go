@@ -54,6 +54,11 @@ func (t *tree) hardlink(path, to string) {
 	t.entries[path] = entry{header: tar.Header{Typeflag: tar.TypeLink, Name: path, Linkname: to, Mode: 0o755}}
 }
 
+func (t *tree) symlink(path, to string) {
+	t.parents(path)
+	t.entries[path] = entry{header: tar.Header{Typeflag: tar.TypeSymlink, Name: path, Linkname: to, Mode: 0o777}}
+}
+
 func (t *tree) parents(path string) {
 	for i, c := range path {
 		if c != '/' {
