@@ -24,6 +24,7 @@ import (
 type Tree struct {
 	Unified bool
 	roots   []string
+	mounts  map[string]string
 }
 
 // Open finds the mounted cgroup file systems.
@@ -38,13 +39,25 @@ func Open() (*Tree, error) {
 	if len(mounts) == 0 {
 		return nil, errors.New("no cgroup file system is mounted below /sys/fs/cgroup")
 	}
-	t := &Tree{}
+	t := &Tree{mounts: map[string]string{}}
 	for _, m := range mounts {
 		t.roots = append(t.roots, m.Mountpoint)
 		t.Unified = t.Unified || m.Mountpoint == "/sys/fs/cgroup" && m.FSType == "cgroup2"
+		if m.FSType == "cgroup2" {
+			t.mounts[""] = m.Mountpoint
+			continue
+		}
+		// The options of a hierarchy name its controllers.
+		for _, option := range strings.Split(m.VFSOptions, ",") {
+			t.mounts[option] = m.Mountpoint
+		}
 	}
 	return t, nil
 }
+
+// Mount is where the version 1 hierarchy of a controller is mounted; that of
+// version 2 is "". It is empty where there is none.
+func (t *Tree) Mount(controller string) string { return t.mounts[controller] }
 
 // Ensure makes the cgroup in every hierarchy. It tells whether none had it.
 func (t *Tree) Ensure(path string) (created bool, err error) {

@@ -177,17 +177,33 @@ func Pinned(path string) bool {
 // Do runs f on a thread inside the network namespace pinned at path. f must
 // stay on its goroutine.
 func Do(path string, f func() error) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open the network namespace %s: %w", path, err)
-	}
-	defer unix.Close(fd)
-	return onOwnThread(func() error {
+	return DoEach([]string{path}, func(int) error { return f() })[0]
+}
+
+// DoEach runs f on one thread inside each of the network namespaces pinned at
+// paths in turn, and returns each one's error. f must stay on its goroutine.
+func DoEach(paths []string, f func(i int) error) []error {
+	errs := make([]error, len(paths))
+	enter := func(path string) error {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open the network namespace %s: %w", path, err)
+		}
+		defer unix.Close(fd)
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace %s: %w", path, err)
 		}
-		return f()
+		return nil
+	}
+	_ = onOwnThread(func() error {
+		for i, path := range paths {
+			if errs[i] = enter(path); errs[i] == nil {
+				errs[i] = f(i)
+			}
+		}
+		return nil // the errors are in errs
 	})
+	return errs
 }
 
 // onOwnThread runs f on an operating system thread of its own, which the Go
