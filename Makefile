@@ -2,6 +2,7 @@
 # make test     unit tests, then the black-box tests under tests/ (root)
 # make demo     a tour on a terminal (root)
 # make bench    what a pod costs here, against the bare cost of its parts (root)
+# make bench-cri  the CRI calls of Berth and of containerd, in turns (root)
 # make peers    bin/peers/: the kubelet and containerd that Berth is tested and measured with
 # make lint     gofmt, vet, staticcheck
 # make fuzz     every fuzz target for FUZZTIME
@@ -29,7 +30,7 @@ FUZZTIME ?= 20s
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench bench-cri fuzz clean setup-build setup-test root
 
 all: build
 
@@ -49,6 +50,7 @@ failpoints: build
 # Programs that run inside test pods.
 testbins: setup-build
 	$(GOBUILD) -o bin/tests/ ./tests/images/cmd/...
+	gcc -Os -static -s -o bin/tests/pause tests/images/pause/pause.c
 
 # Peers are what Berth is tested and measured with. They come from modules of
 # their own, which the product cannot see, and are built as upstream builds
@@ -109,6 +111,10 @@ demo: root build testbins setup-test
 
 bench: root build testbins setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/bench
+
+# Berth's runtime and containerd, in turns.
+bench-cri: root build testbins containerd setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/benchcri
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

@@ -42,6 +42,7 @@ type Options struct {
 // Config is the file that berth reads.
 type Config struct {
 	NodeName         string   `json:"nodeName,omitempty"`
+	Roles            []string `json:"roles,omitempty"`
 	ManifestDir      string   `json:"manifestDir,omitempty"`
 	RootDir          string   `json:"rootDir,omitempty"`
 	RunDir           string   `json:"runDir,omitempty"`
@@ -164,7 +165,7 @@ func (n *Node) defaultConfig() Config {
 		RuntimeBinary:    n.Bin + "/runc",
 		CNIConfDir:       n.Dir + "/cni",
 		CNIBinDirs:       []string{n.Bin},
-		CertsDirs:        []string{n.Dir + "/certs.d"},
+		CertsDirs:        []string{n.CertsDir()},
 		ClusterDNS:       []string{"10.96.0.10"},
 		ClusterDomain:    "cluster.local",
 		Network:          Network{PodCIDRs: []string{"10.88.0.0/23"}, Bridge: "berth0"},
@@ -174,7 +175,7 @@ func (n *Node) defaultConfig() Config {
 
 func (n *Node) makeDirs() {
 	n.t.Helper()
-	certs := filepath.Join(n.Dir, "certs.d", Registry)
+	certs := filepath.Join(n.CertsDir(), Registry)
 	for _, dir := range []string{n.Dir, n.Config.ManifestDir, n.Config.CNIConfDir, certs} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			n.t.Fatalf("%v", err)
@@ -188,6 +189,9 @@ func (n *Node) makeDirs() {
 	}
 	n.write(n.configFile, data)
 }
+
+// CertsDir has a hosts.toml for each registry that the node's own stands for.
+func (n *Node) CertsDir() string { return filepath.Join(n.Dir, "certs.d") }
 
 func (n *Node) serveImages(more func(*Node) error) {
 	n.t.Helper()
