@@ -2,6 +2,8 @@
 # make test     unit tests, then the black-box tests under tests/ (root)
 # make demo     a tour on a terminal (root)
 # make bench    what a pod costs here, against the bare cost of its parts (root)
+# make bench-cri  the CRI calls of Berth and of containerd, in turns (root)
+# make peers    bin/peers/: the kubelet and containerd that Berth is tested and measured with
 # make lint     gofmt, vet, staticcheck
 # make fuzz     every fuzz target for FUZZTIME
 # make clean
@@ -28,7 +30,7 @@ FUZZTIME ?= 20s
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins lint test unit blackbox demo bench fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench bench-cri fuzz clean setup-build setup-test root
 
 all: build
 
@@ -48,6 +50,42 @@ failpoints: build
 # Programs that run inside test pods.
 testbins: setup-build
 	$(GOBUILD) -o bin/tests/ ./tests/images/cmd/...
+	gcc -Os -static -s -o bin/tests/pause tests/images/pause/pause.c
+
+# Peers are what Berth is tested and measured with. They come from modules of
+# their own, which the product cannot see, and are built as upstream builds
+# releases; bin/peers is also a directory of CNI plugins.
+PEER    := CGO_ENABLED=0 $(GO) build -trimpath
+CTRD    := github.com/containerd/containerd/v2
+PLUGINS := github.com/containernetworking/plugins/plugins
+# modversion MODULE DIRECTORY
+modversion = $(shell sed -n 's|^[[:space:]]*$(1) \(v[^ ]*\).*|\1|p' $(2)/go.mod)
+
+peers: kubelet containerd
+
+kubelet: bin/peers/kubelet
+
+containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
+	$(addprefix bin/peers/,bridge host-local loopback portmap)
+
+bin/peers/kubelet: tests/tools/go.mod tests/tools/go.sum | setup-build
+	cd tests/tools && $(PEER) -o $(CURDIR)/$@ \
+		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(call modversion,k8s.io/kubernetes,tests/tools)' k8s.io/kubernetes/cmd/kubelet
+
+bin/peers/containerd bin/peers/containerd-shim-runc-v2: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
+	cd tests/peers && $(PEER) -o $(CURDIR)/$@ -tags 'urfave_cli_no_docs $(TAGS)' \
+		-ldflags '-s -w -X $(CTRD)/version.Version=$(call modversion,$(CTRD),tests/peers)' $(CTRD)/cmd/$*
+bin/peers/containerd-shim-runc-v2: TAGS = no_grpc
+
+bin/peers/bridge bin/peers/loopback: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
+	cd tests/peers && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ $(PLUGINS)/main/$*
+bin/peers/host-local: tests/peers/go.mod tests/peers/go.sum | setup-build
+	cd tests/peers && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ $(PLUGINS)/ipam/host-local
+bin/peers/portmap: tests/peers/go.mod tests/peers/go.sum | setup-build
+	cd tests/peers && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ $(PLUGINS)/meta/portmap
+
+bin/peers/runc: bin/runc
+	mkdir -p $(@D) && ln -sfn ../runc $@
 
 lint: setup-build
 	@out=$$(gofmt -l agent cmd cni cri csi internal systemd tests); \
@@ -73,6 +111,10 @@ demo: root build testbins setup-test
 
 bench: root build testbins setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/bench
+
+# Berth's runtime and containerd, in turns.
+bench-cri: root build testbins containerd setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/benchcri
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

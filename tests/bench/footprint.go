@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/measure"
 )
 
 // footprint is what the node costs while its pods do nothing.
@@ -33,10 +34,10 @@ func measureFootprint(n *harness.Node, idle time.Duration) footprint {
 		switch p.Program {
 		case "berth-shim":
 			f.shims++
-			f.shimPSS += kib(fmt.Sprintf("/proc/%d/smaps_rollup", p.Pid), "Pss:")
+			f.shimPSS += measure.PSS(p.Pid)
 		case "berth":
-			f.daemonRSS += kib(fmt.Sprintf("/proc/%d/status", p.Pid), "VmRSS:")
-			f.daemonPSS += kib(fmt.Sprintf("/proc/%d/smaps_rollup", p.Pid), "Pss:")
+			f.daemonRSS += measure.RSS(p.Pid)
+			f.daemonPSS += measure.PSS(p.Pid)
 			if fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid)); err == nil {
 				f.files += len(fds)
 			}
@@ -84,21 +85,4 @@ func cpuSeconds(n *harness.Node) (all, daemon float64) {
 		}
 	}
 	return all, daemon
-}
-
-// kib reads a line "Name:   123 kB".
-func kib(file, name string) int {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) >= 2 && f[0] == name {
-			v, err := strconv.Atoi(f[1])
-			if err == nil {
-				return v
-			}
-		}
-	}
-	return 0
 }

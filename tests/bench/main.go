@@ -9,17 +9,15 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/tests/bare"
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/measure"
 )
-
-// command is what runs in every pod, bare or not: it ends at once on SIGTERM.
-var command = []string{"sh", "-c", `trap "exit 0" TERM; sleep 100000 & wait`}
 
 func main() {
 	var (
@@ -30,11 +28,11 @@ func main() {
 	flag.Parse()
 	os.Exit(harness.Main("bench", func(t harness.TB) {
 		n := harness.StartNode(t, harness.Options{Amend: func(c *harness.Config) { c.LogLevel = "info" }})
-		fmt.Printf("machine: %s\n\n", machine())
+		fmt.Printf("machine: %s\n\n", measure.Machine())
 		n.MustCLI("image", "pull", harness.Busybox)
-		bare := newBareMaker(t, n)
-		one := measureSequential(t, n, bare, *sequential)
-		bare.close(t)
+		maker := bare.NewMaker(t, n)
+		one := measureSequential(t, n, maker, *sequential)
+		maker.Close(t)
 		one.print()
 		measureBurst(t, n, *burst).print()
 		measureFootprint(n, *idle).print(*burst, *idle)
@@ -47,52 +45,50 @@ func main() {
 	}))
 }
 
-// sequentialResult has durations in milliseconds, sorted.
 type sequentialResult struct {
-	bare        bareResult
-	ready, gone []float64
+	bare        bare.Result
+	ready, gone measure.Series
 	timeline    string // of the pod with the median time
 }
 
 // measureSequential makes a bare container and a pod in turns: whatever else
 // the machine does disturbs both alike.
-func measureSequential(t harness.TB, n *harness.Node, bare *bareMaker, count int) sequentialResult {
+func measureSequential(t harness.TB, n *harness.Node, maker *bare.Maker, count int) sequentialResult {
 	var r sequentialResult
 	timelines := map[float64]string{}
 	for i := range count + 1 {
-		cost := bare.measure(t)
+		cost := maker.Measure(t)
 		name := fmt.Sprintf("one-%d", i)
 		start := time.Now()
 		n.WriteManifest(name+".yaml", pod(name))
 		waitReady(t, n, 1, 2*time.Millisecond)
-		ready := milliseconds(time.Since(start))
+		ready := measure.Milliseconds(time.Since(start))
 		timeline := n.Explain("default", name)
 		start = time.Now()
 		n.RemoveManifest(name + ".yaml")
 		waitReady(t, n, 0, 2*time.Millisecond)
-		gone := milliseconds(time.Since(start))
+		gone := measure.Milliseconds(time.Since(start))
 		if i == 0 {
 			continue // makes the bridge and warms the caches
 		}
-		r.bare.add(cost)
-		r.ready = append(r.ready, ready)
-		r.gone = append(r.gone, gone)
+		r.bare.Add(cost)
+		r.ready.Add(ready)
+		r.gone.Add(gone)
 		timelines[ready] = timeline
 	}
-	for _, list := range [][]float64{r.bare.network, r.bare.rootfs, r.bare.runc, r.bare.total, r.ready, r.gone} {
-		slices.Sort(list)
-	}
-	r.timeline = timelines[percentile(r.ready, 50)]
+	r.timeline = timelines[r.ready.Percentile(50)]
 	return r
 }
 
 func (r *sequentialResult) print() {
-	r.bare.print()
-	p50 := percentile(r.ready, 50)
+	b := r.bare
+	fmt.Printf("%-44s %8.1f ms  p90 %.1f  = network %.1f + overlay %.1f + runc run -d %.1f\n", fmt.Sprintf("bare cost of a pod, %d one at a time, p50", len(b.Total)),
+		b.Total.Percentile(50), b.Total.Percentile(90), b.Network.Percentile(50), b.Rootfs.Percentile(50), b.Runc.Percentile(50))
+	p50 := r.ready.Percentile(50)
 	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  = %.2f × bare (goal ≤ 2.00)\n",
-		fmt.Sprintf("pod created → Ready, %d one at a time, p50", len(r.ready)), p50, percentile(r.ready, 90), percentile(r.ready, 99), p50/percentile(r.bare.total, 50))
+		fmt.Sprintf("pod created → Ready, %d one at a time, p50", len(r.ready)), p50, r.ready.Percentile(90), r.ready.Percentile(99), p50/r.bare.Total.Percentile(50))
 	fmt.Printf("%-44s %8.1f ms  p90 %.1f  p99 %.1f  (goal ≤ 100)\n", "pod deleted → gone, p50",
-		percentile(r.gone, 50), percentile(r.gone, 90), percentile(r.gone, 99))
+		r.gone.Percentile(50), r.gone.Percentile(90), r.gone.Percentile(99))
 }
 
 type burstResult struct {
@@ -158,14 +154,8 @@ func deployment(name string, replicas int) string {
 
 func quoted() string {
 	var parts []string
-	for _, c := range command {
+	for _, c := range bare.Command {
 		parts = append(parts, "'"+c+"'")
 	}
 	return "[" + strings.Join(parts, ", ") + "]"
 }
-
-func percentile(sorted []float64, p int) float64 {
-	return sorted[min(len(sorted)-1, len(sorted)*p/100)]
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

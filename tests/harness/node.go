@@ -177,7 +177,7 @@ func (n *Node) defaultConfig() Config {
 		RuntimeBinary:    n.Bin + "/runc",
 		CNIConfDir:       n.Dir + "/cni",
 		CNIBinDirs:       []string{n.Bin},
-		CertsDirs:        []string{n.Dir + "/certs.d"},
+		CertsDirs:        []string{n.CertsDir()},
 		ClusterDNS:       []string{"10.96.0.10"},
 		ClusterDomain:    "cluster.local",
 		Network:          Network{PodCIDRs: []string{"10.88.0.0/23"}, Bridge: "berth0"},
@@ -187,7 +187,7 @@ func (n *Node) defaultConfig() Config {
 
 func (n *Node) makeDirs() {
 	n.t.Helper()
-	certs := filepath.Join(n.Dir, "certs.d", Registry)
+	certs := filepath.Join(n.CertsDir(), Registry)
 	for _, dir := range []string{n.Dir, n.Config.ManifestDir, n.Config.CNIConfDir, certs} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			n.t.Fatalf("%v", err)
@@ -201,6 +201,9 @@ func (n *Node) makeDirs() {
 	}
 	n.write(n.configFile, data)
 }
+
+// CertsDir has a hosts.toml for each registry that the node's own stands for.
+func (n *Node) CertsDir() string { return filepath.Join(n.Dir, "certs.d") }
 
 func (n *Node) serveImages(more func(*Node) error) {
 	n.t.Helper()

@@ -1,4 +1,7 @@
-package main
+// Package bare makes what a pod is made of, a network namespace with a veth, an
+// overlay and a container by runc, with nothing that manages it: what a node
+// cannot be faster than. Benchmarks measure it in turns with what they compare.
+package bare
 
 import (
 	"archive/tar"
@@ -10,9 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"time"
 
+	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
@@ -20,35 +23,41 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/measure"
 )
 
-// bareResult has what each part of a pod costs when nothing manages it, in
-// milliseconds.
-type bareResult struct{ network, rootfs, runc, total []float64 }
+// Command is what the containers run, and what a benchmark runs in the pods it
+// compares them with: it ends at once on SIGTERM.
+var Command = []string{"sh", "-c", `trap "exit 0" TERM; sleep 100000 & wait`}
 
-func (r *bareResult) add(cost [3]float64) {
-	r.network = append(r.network, cost[0])
-	r.rootfs = append(r.rootfs, cost[1])
-	r.runc = append(r.runc, cost[2])
-	r.total = append(r.total, cost[0]+cost[1]+cost[2])
+// Result has what each part of a pod costs, in milliseconds.
+type Result struct{ Network, Rootfs, Runc, Total measure.Series }
+
+// Add takes in what one container cost.
+func (r *Result) Add(cost Cost) {
+	r.Network.Add(cost.Network)
+	r.Rootfs.Add(cost.Rootfs)
+	r.Runc.Add(cost.Runc)
+	r.Total.Add(cost.Network + cost.Rootfs + cost.Runc)
 }
 
-func (r *bareResult) print() {
-	fmt.Printf("%-44s %8.1f ms  p90 %.1f  = network %.1f + overlay %.1f + runc run -d %.1f\n", fmt.Sprintf("bare cost of a pod, %d one at a time, p50", len(r.total)),
-		percentile(r.total, 50), percentile(r.total, 90), percentile(r.network, 50), percentile(r.rootfs, 50), percentile(r.runc, 50))
-}
+// Cost of one container, in milliseconds.
+type Cost struct{ Network, Rootfs, Runc float64 }
 
-// bareMaker makes containers of the same image and command as the pods, in the
-// network namespace and cgroup of the node that runs those.
-type bareMaker struct {
+// Maker makes containers of the busybox image, in the network namespace and
+// cgroup of a node.
+type Maker struct {
+	Seccomp bool // with the filter of RuntimeDefault
+
 	n          *harness.Node
 	dir, lower string
 	bridge     netlink.Link
 	made       int
 }
 
-func newBareMaker(t harness.TB, n *harness.Node) *bareMaker {
-	m := &bareMaker{n: n, dir: filepath.Join(n.Dir, "bare")}
+// NewMaker prepares what all containers share; Close removes it.
+func NewMaker(t harness.TB, n *harness.Node) *Maker {
+	m := &Maker{n: n, dir: filepath.Join(n.Dir, "bare")}
 	m.lower = filepath.Join(m.dir, "image")
 	if err := extract(n, m.lower); err != nil {
 		t.Fatalf("unpack busybox: %v", err)
@@ -60,18 +69,21 @@ func newBareMaker(t harness.TB, n *harness.Node) *bareMaker {
 	return m
 }
 
-// close removes what all containers shared.
-func (m *bareMaker) close(t harness.TB) {
+// Close removes what all containers shared.
+func (m *Maker) Close(t harness.TB) {
 	if err := m.n.InNetwork(func() error { return netlink.LinkDel(m.bridge) }); err != nil {
 		t.Errorf("bridge of the bare containers: %v", err)
 	}
 }
 
-// measure makes and removes one container.
-func (m *bareMaker) measure(t harness.TB) [3]float64 {
+// Measure makes and removes one container.
+func (m *Maker) Measure(t harness.TB) Cost {
 	m.made++
-	c := &bareContainer{n: m.n, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)), lower: m.lower, bridge: m.bridge}
-	var cost [3]float64
+	c := &container{
+		n: m.n, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)),
+		lower: m.lower, bridge: m.bridge, seccomp: m.Seccomp,
+	}
+	var cost Cost
 	err := m.n.InNetwork(func() (err error) {
 		cost, err = c.run(m.made)
 		return errors.Join(err, c.remove())
@@ -82,14 +94,15 @@ func (m *bareMaker) measure(t harness.TB) [3]float64 {
 	return cost
 }
 
-type bareContainer struct {
+type container struct {
 	n              *harness.Node
 	id, dir, lower string
 	bridge         netlink.Link
+	seccomp        bool
 }
 
 // run returns what network, root file system and runc cost.
-func (c *bareContainer) run(i int) (cost [3]float64, err error) {
+func (c *container) run(i int) (cost Cost, err error) {
 	for _, sub := range []string{"upper", "work", "rootfs"} {
 		if err := os.MkdirAll(filepath.Join(c.dir, sub), 0o755); err != nil {
 			return cost, err
@@ -98,20 +111,26 @@ func (c *bareContainer) run(i int) (cost [3]float64, err error) {
 	if err := c.writeSpec(); err != nil {
 		return cost, err
 	}
-	steps := []func() error{func() error { return c.network(i) }, c.mount, c.start}
-	for step, f := range steps {
+	for _, step := range []struct {
+		do   func() error
+		took *float64
+	}{
+		{func() error { return c.network(i) }, &cost.Network},
+		{c.mount, &cost.Rootfs},
+		{c.start, &cost.Runc},
+	} {
 		start := time.Now()
-		if err := f(); err != nil {
+		if err := step.do(); err != nil {
 			return cost, err
 		}
-		cost[step] = milliseconds(time.Since(start))
+		*step.took = measure.Milliseconds(time.Since(start))
 	}
 	return cost, nil
 }
 
 // network makes a namespace with a veth on the bridge and an address, in the
 // cheapest way there is.
-func (c *bareContainer) network(i int) error {
+func (c *container) network(i int) error {
 	home, err := netns.Get()
 	if err != nil {
 		return err
@@ -163,14 +182,14 @@ func (c *bareContainer) network(i int) error {
 		h.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: net.IPv4(10, 99, 0, 1)}))
 }
 
-func (c *bareContainer) netns() string { return filepath.Join(c.dir, "netns") }
+func (c *container) netns() string { return filepath.Join(c.dir, "netns") }
 
-func (c *bareContainer) mount() error {
+func (c *container) mount() error {
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", c.lower, c.dir, c.dir)
 	return unix.Mount("overlay", filepath.Join(c.dir, "rootfs"), "overlay", 0, options)
 }
 
-func (c *bareContainer) start() error {
+func (c *container) start() error {
 	cmd := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "run", "--detach", "--bundle", c.dir, c.id)
 	// The container inherits these: a pipe would keep Output waiting for it.
 	log, err := os.Create(filepath.Join(c.dir, "log"))
@@ -186,9 +205,9 @@ func (c *bareContainer) start() error {
 	return nil
 }
 
-func (c *bareContainer) runcRoot() string { return filepath.Join(filepath.Dir(c.dir), "runc") }
+func (c *container) runcRoot() string { return filepath.Join(filepath.Dir(c.dir), "runc") }
 
-func (c *bareContainer) remove() error {
+func (c *container) remove() error {
 	out, err := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "delete", "--force", c.id).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("runc delete: %w: %s", err, out)
@@ -198,13 +217,13 @@ func (c *bareContainer) remove() error {
 
 // writeSpec describes the container as a pod's is: its own namespaces, a
 // cgroup, masked paths, and the capabilities that are the default.
-func (c *bareContainer) writeSpec() error {
+func (c *container) writeSpec() error {
 	capabilities := []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
 		"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
 	spec := specs.Spec{
 		Version: "1.2.0",
 		Process: &specs.Process{
-			Args: command, Env: []string{"PATH=/bin"}, Cwd: "/",
+			Args: Command, Env: []string{"PATH=/bin"}, Cwd: "/",
 			Capabilities: &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities, Permitted: capabilities},
 		},
 		Root:     &specs.Root{Path: "rootfs"},
@@ -228,6 +247,9 @@ func (c *bareContainer) writeSpec() error {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 		},
+	}
+	if c.seccomp {
+		spec.Linux.Seccomp = seccomp.DefaultProfile(&spec)
 	}
 	data, err := json.Marshal(spec)
 	if err != nil {
@@ -268,12 +290,4 @@ func extract(n *harness.Node, dir string) error {
 			return err
 		}
 	}
-}
-
-func machine() string {
-	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprintf("%d CPUs, Linux %s", runtime.NumCPU(), string(release[:len(release)-1]))
 }
