@@ -2,6 +2,7 @@
 # make test     unit tests, then the black-box tests under tests/ (root)
 # make demo     a tour on a terminal (root)
 # make bench    what a pod costs here, against the bare cost of its parts (root)
+# make critest CRITEST=PATH   the validation suite of cri-tools on Berth's runtime (root)
 # make lint     gofmt, vet, staticcheck
 # make fuzz     every fuzz target for FUZZTIME
 # make clean
@@ -28,7 +29,7 @@ FUZZTIME ?= 20s
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins lint test unit blackbox demo bench fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins lint test unit blackbox demo bench critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -73,6 +74,19 @@ demo: root build testbins setup-test
 
 bench: root build testbins setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/bench
+
+# CRITEST is a binary of critest, v1.36 or later. FOCUS and SKIP select specs by
+# name, NRI= leaves those of NRI out, LOG=FILE keeps the suite's own output.
+# CONTAINERD=DIRECTORY runs it on the containerd there instead, with CNI plugins
+# beside it; ARGS are more arguments of critest.
+CRITEST ?=
+FOCUS   ?=
+SKIP    ?=
+NRI     ?= 1
+critest: root build testbins
+	@scripts/setup critest
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/critest -critest '$(CRITEST)' -focus '$(FOCUS)' -skip '$(SKIP)' \
+		-nri=$(if $(NRI),true,false) -keep '$(LOG)' -containerd '$(CONTAINERD)' -- $(ARGS)
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

@@ -46,7 +46,7 @@ func (n *Node) CLIWithInput(stdin io.Reader, args ...string) Result {
 func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 	line := append(append(n.InNetNS(), filepath.Join(n.Bin, "berth")), args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
-	cmd.Env = append(n.environ(), "BERTH_CONFIG="+n.configFile)
+	cmd.Env = append(n.Environ(), "BERTH_CONFIG="+n.configFile)
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
 }

@@ -56,7 +56,7 @@ func (n *Node) Launch(env ...string) {
 	fmt.Fprintf(log, "--- start %d\n", n.starts)
 	args := append(append(n.InNetNS(), n.inBoot()...), filepath.Join(n.Bin, "berth"), "node", "--config", n.configFile)
 	d.cmd = exec.Command(args[0], args[1:]...)
-	d.cmd.Env = append(append(n.environ(), "NOTIFY_SOCKET="+notify), env...)
+	d.cmd.Env = append(append(n.Environ(), "NOTIFY_SOCKET="+notify), env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	// Interrupting a test must not stop the node before its clean-up asks it to.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -70,7 +70,8 @@ func (n *Node) Launch(env ...string) {
 	n.daemon = d
 }
 
-func (n *Node) environ() []string {
+// Environ marks a process as the node's, so that it is found and ended with it.
+func (n *Node) Environ() []string {
 	env := []string{
 		"PATH=" + n.Bin + ":" + os.Getenv("PATH"),
 		"HOME=/root",
