@@ -4,6 +4,7 @@
 # make bench    what a pod costs here, against the bare cost of its parts (root)
 # make bench-cri  the CRI calls of Berth and of containerd, in turns (root)
 # make peers    bin/peers/: the kubelet and containerd that Berth is tested and measured with
+# make critest CRITEST=PATH   the validation suite of cri-tools on Berth's runtime (root)
 # make lint     gofmt, vet, staticcheck
 # make fuzz     every fuzz target for FUZZTIME
 # make clean
@@ -30,7 +31,7 @@ FUZZTIME ?= 20s
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench bench-cri fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -115,6 +116,19 @@ bench: root build testbins setup-test
 # Berth's runtime and containerd, in turns.
 bench-cri: root build testbins containerd setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/benchcri
+
+# CRITEST is a binary of critest, v1.36 or later. FOCUS and SKIP select specs by
+# name, NRI= leaves those of NRI out, LOG=FILE keeps the suite's own output.
+# CONTAINERD=DIRECTORY runs it on the containerd there instead, with CNI plugins
+# beside it; ARGS are more arguments of critest.
+CRITEST ?=
+FOCUS   ?=
+SKIP    ?=
+NRI     ?= 1
+critest: root build testbins
+	@scripts/setup critest
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/critest -critest '$(CRITEST)' -focus '$(FOCUS)' -skip '$(SKIP)' \
+		-nri=$(if $(NRI),true,false) -keep '$(LOG)' -containerd '$(CONTAINERD)' -- $(ARGS)
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

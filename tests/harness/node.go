@@ -36,6 +36,7 @@ type Options struct {
 	Env          []string          // more environment of the daemon
 	Amend        func(*Config)     // changes the configuration before it is written
 	MoreImages   func(*Node) error // pushes more images
+	Mirrors      []string          // more registries that the node's own stands for
 	CgroupDriver string            // cgroupfs or systemd; default cgroupfs
 }
 
@@ -139,7 +140,7 @@ func NewNode(t TB, o Options) *Node {
 	n.configFile = filepath.Join(n.Dir, "berth.yaml")
 	n.api = newAPIClient(n.Config.APISocket)
 	t.Cleanup(n.destroy)
-	n.makeDirs()
+	n.makeDirs(o.Mirrors)
 	n.own()
 	ns, err := newNamespaces(n.Name)
 	if err != nil {
@@ -185,16 +186,21 @@ func (n *Node) defaultConfig() Config {
 	}
 }
 
-func (n *Node) makeDirs() {
+func (n *Node) makeDirs(mirrors []string) {
 	n.t.Helper()
-	certs := filepath.Join(n.CertsDir(), Registry)
-	for _, dir := range []string{n.Dir, n.Config.ManifestDir, n.Config.CNIConfDir, certs} {
+	dirs := []string{n.Dir, n.Config.ManifestDir, n.Config.CNIConfDir}
+	for _, host := range append(mirrors, Registry) {
+		dirs = append(dirs, filepath.Join(n.CertsDir(), host))
+	}
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			n.t.Fatalf("%v", err)
 		}
 	}
 	hosts := "server = \"http://" + registryAddress + "\"\n\n[host.\"http://" + registryAddress + "\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
-	n.write(filepath.Join(certs, "hosts.toml"), []byte(hosts))
+	for _, host := range append(mirrors, Registry) {
+		n.write(filepath.Join(n.CertsDir(), host, "hosts.toml"), []byte(hosts))
+	}
 	data, err := yaml.Marshal(n.Config)
 	if err != nil {
 		n.t.Fatalf("%v", err)

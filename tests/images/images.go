@@ -117,13 +117,26 @@ func (b *Builder) baseLayer() (v1.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
 	}
+	t := newTree()
+	if err := busyboxTree(t, busybox); err != nil {
+		return nil, err
+	}
+	t.dir("home/tester", 0o777)
+	t.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\ntester:x:1000:1000::/home/tester:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
+	t.file("etc/group", 0o644, []byte("root:x:0:\ntester:x:1000:\nextra:x:2000:tester\nnobody:x:65534:\n"))
+	b.base, err = t.layer()
+	return b.base, err
+}
+
+// busyboxTree adds a busybox, its applets as hard links, and the directories
+// that every system has.
+func busyboxTree(t *tree, busybox string) error {
 	applets, err := exec.Command(busybox, "--list").Output()
 	if err != nil {
-		return nil, fmt.Errorf("list the applets of %s: %w", busybox, err)
+		return fmt.Errorf("list the applets of %s: %w", busybox, err)
 	}
-	t := newTree()
 	if err := t.host("bin/busybox", busybox); err != nil {
-		return nil, err
+		return err
 	}
 	for _, applet := range strings.Fields(string(applets)) {
 		if applet != "busybox" {
@@ -135,11 +148,7 @@ func (b *Builder) baseLayer() (v1.Layer, error) {
 	}
 	t.dir("root", 0o700)
 	t.dir("tmp", 0o1777)
-	t.dir("home/tester", 0o777)
-	t.file("etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\ntester:x:1000:1000::/home/tester:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n"))
-	t.file("etc/group", 0o644, []byte("root:x:0:\ntester:x:1000:\nextra:x:2000:tester\nnobody:x:65534:\n"))
-	b.base, err = t.layer()
-	return b.base, err
+	return nil
 }
 
 // program adds an executable of this machine, or one unpacked in Debs, with
@@ -152,6 +161,11 @@ func (b *Builder) program(t *tree, name string) error {
 	if err := t.host("usr/bin/"+name, path); err != nil {
 		return err
 	}
+	return b.libraries(t, path)
+}
+
+// libraries adds the shared libraries that an executable names.
+func (b *Builder) libraries(t *tree, path string) error {
 	debs, err := filepath.Abs(b.Debs) // ldd prints paths as they are given to it
 	if err != nil {
 		return err

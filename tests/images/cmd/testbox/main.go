@@ -28,6 +28,7 @@ var commands = map[string]struct {
 	"serve":    {serve, "HTTP, TCP, UDP and gRPC health on one switch"},
 	"get":      {get, "GET a URL and print the body"},
 	"send":     {send, "send a line over tcp or udp and print the answer"},
+	"euid":     {euid, "print the effective user ID"},
 	"syscall":  {syscallCmd, "try a system call by name and print its error"},
 }
 

@@ -99,6 +99,12 @@ func lines(args []string) error {
 	return nil
 }
 
+// euid prints what the image of the same purpose in Kubernetes' tests prints.
+func euid([]string) error {
+	fmt.Println("Effective uid:", os.Geteuid())
+	return nil
+}
+
 func alloc(args []string) error {
 	fs := flag.NewFlagSet("alloc", flag.ExitOnError)
 	mib := fs.Int("mib", 1, "memory to touch, MiB")
