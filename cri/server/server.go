@@ -20,7 +20,6 @@ import (
 
 	"golang.org/x/sync/singleflight"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
 
 	"github.com/berth-io/berth/cri/cgroup"
 	"github.com/berth-io/berth/cri/events"
@@ -31,6 +30,7 @@ import (
 	"github.com/berth-io/berth/cri/shim"
 	"github.com/berth-io/berth/cri/spec"
 	"github.com/berth-io/berth/cri/store"
+	"github.com/berth-io/berth/cri/streaming"
 )
 
 const (
@@ -79,7 +79,7 @@ type Server struct {
 	sandboxes  *store.Table[store.Sandbox]
 	containers *store.Table[store.Container]
 	events     *events.Broadcaster
-	streams    streaming.Server
+	streams    *streaming.Server
 
 	flights    singleflight.Group // creations by name
 	background sync.WaitGroup     // goroutines that outlive their request
@@ -106,10 +106,8 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.ended, s.endEvents = context.WithCancel(context.Background())
+	s.streams = streaming.New(cfg.StreamAddr, streamRuntime{s})
 	var err error
-	if s.streams, err = s.newStreams(); err != nil {
-		return nil, err
-	}
 	var badSandboxes, badContainers []store.Bad
 	if s.sandboxes, badSandboxes, err = store.Open[store.Sandbox](filepath.Join(cfg.RunDir, "sandboxes"), store.SandboxFile); err != nil {
 		return nil, err

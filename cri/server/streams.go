@@ -7,21 +7,18 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"strconv"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	utilexec "k8s.io/utils/exec"
 
 	"github.com/berth-io/berth/cri/ns"
 	"github.com/berth-io/berth/cri/shim"
+	"github.com/berth-io/berth/cri/streaming"
 )
 
 // Session is a process that an exec started, with a client at its streams.
@@ -33,23 +30,8 @@ type Session interface {
 	Close() error
 }
 
-// drainTimeout is how long output is still passed on after its process has
-// ended: a process in the background may hold the other end open for ever.
-const drainTimeout = 2 * time.Second
-
 // portForwardTimeout bounds the connection to a port of a pod.
 const portForwardTimeout = 10 * time.Second
-
-func (s *Server) newStreams() (streaming.Server, error) {
-	config := streaming.DefaultConfig
-	config.Addr = s.cfg.StreamAddr
-	config.BaseURL = &url.URL{Scheme: "http", Host: s.cfg.StreamAddr}
-	streams, err := streaming.NewServer(config, streamRuntime{s})
-	if err != nil {
-		return nil, fmt.Errorf("create the streaming server: %w", err)
-	}
-	return streams, nil
-}
 
 // StreamHandler serves the URLs that Exec, Attach and PortForward return; the
 // caller listens on Config.StreamAddr for it.
@@ -63,7 +45,8 @@ func (s *Server) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*runtimea
 	if _, _, err := s.runningContainer(req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return s.streams.GetExec(req)
+	url, err := s.streams.ExecURL(req)
+	return &runtimeapi.ExecResponse{Url: url}, err
 }
 
 // Attach returns a URL at which the container's streams are.
@@ -71,7 +54,8 @@ func (s *Server) Attach(_ context.Context, req *runtimeapi.AttachRequest) (*runt
 	if _, _, err := s.runningContainer(req.GetContainerId()); err != nil {
 		return nil, err
 	}
-	return s.streams.GetAttach(req)
+	url, err := s.streams.AttachURL(req)
+	return &runtimeapi.AttachResponse{Url: url}, err
 }
 
 // PortForward returns a URL at which the sandbox's ports are.
@@ -83,7 +67,8 @@ func (s *Server) PortForward(_ context.Context, req *runtimeapi.PortForwardReque
 	if !sb.Ready() {
 		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %s is not ready but %s", sb.ID, sb.State)
 	}
-	return s.streams.GetPortForward(req)
+	url, err := s.streams.PortForwardURL(req)
+	return &runtimeapi.PortForwardResponse{Url: url}, err
 }
 
 // streamRuntime is what the streaming server calls once a client is there.
@@ -114,10 +99,10 @@ func (r streamRuntime) Exec(ctx context.Context, id string, command []string, in
 	go follow(ctx, resize, session.Resize)
 	output := pump(session.Stdio(), in, out, errOut)
 	code, err := session.Wait(ctx)
-	drain(output)
 	if err != nil {
 		return err // it names the container
 	}
+	output.finish(ctx)
 	if code != 0 {
 		return utilexec.CodeExitError{Err: fmt.Errorf("the command ended with exit code %d", code), Code: code}
 	}
@@ -143,9 +128,9 @@ func (r streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out,
 	})
 	output := pump(stdio, in, out, errOut)
 	select {
-	case <-output: // the streams ended with the container
+	case <-output.done: // the streams ended with the container
 	case <-r.s.task(c.ID).exited:
-		drain(output)
+		output.finish(ctx)
 	case <-ctx.Done():
 	}
 	return nil
@@ -211,51 +196,6 @@ func relay(ctx context.Context, conn net.Conn, stream io.ReadWriter) error {
 	return nil
 }
 
-// pump copies between a client and a process. The channel it returns is closed
-// when all output is through.
-func pump(stdio shim.Stdio, in io.Reader, out, errOut io.Writer) <-chan struct{} {
-	stdin, stdout := stdio.Stdin, stdio.Stdout
-	if stdio.Terminal != nil {
-		stdin, stdout = stdio.Terminal, stdio.Terminal
-	}
-	if in != nil && stdin != nil {
-		go func() {
-			_, _ = io.Copy(stdin, in) // the process may close its end first
-			if stdin != stdio.Terminal {
-				_ = stdin.Close()
-			}
-		}()
-	}
-	var outputs sync.WaitGroup
-	for _, o := range []struct {
-		from *os.File
-		to   io.Writer
-	}{{stdout, out}, {stdio.Stderr, errOut}} {
-		if o.from == nil {
-			continue
-		}
-		if o.to == nil {
-			o.to = io.Discard
-		}
-		outputs.Go(func() { _, _ = io.Copy(o.to, o.from) }) // a terminal ends with EIO
-	}
-	done := make(chan struct{})
-	go func() {
-		outputs.Wait()
-		close(done)
-	}()
-	return done
-}
-
-func drain(output <-chan struct{}) {
-	timer := time.NewTimer(drainTimeout)
-	defer timer.Stop()
-	select {
-	case <-output:
-	case <-timer.C:
-	}
-}
-
 // follow passes a client's window sizes on.
 func follow(ctx context.Context, resize <-chan remotecommand.TerminalSize, apply func(ctx context.Context, width, height uint16) error) {
 	if resize == nil {
@@ -272,14 +212,6 @@ func follow(ctx context.Context, resize <-chan remotecommand.TerminalSize, apply
 			}
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-func closeStdio(stdio shim.Stdio) {
-	for _, f := range []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr, stdio.Terminal} {
-		if f != nil {
-			_ = f.Close() // nothing is buffered here
 		}
 	}
 }

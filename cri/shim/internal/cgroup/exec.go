@@ -79,15 +79,24 @@ func (e Exec) Kill() {
 		return
 	}
 	for range killTries {
+		// Version 1: what is frozen forks no more, and dies when it is thawed.
+		e.freezer("FROZEN")
 		pids, err := Group{Dir: e.dir}.Processes()
-		if err != nil || len(pids) == 0 {
-			return
-		}
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // ended meanwhile
 		}
+		e.freezer("THAWED")
+		if err != nil || len(pids) == 0 {
+			return
+		}
 		time.Sleep(killPause)
 	}
+}
+
+// freezer asks for a state of version 1's freezer, which a process that is just
+// being started may keep it from reaching: Kill tries again.
+func (e Exec) freezer(state string) {
+	_ = os.WriteFile(filepath.Join(e.dir, "freezer.state"), []byte(state), 0) // absent in version 2 and where there is no freezer
 }
 
 // Remove removes the cgroup. One that still has processes (the exec has left

@@ -1,5 +1,6 @@
 // Package stream moves a container's output from its pipe or pty to the log
-// and to those attached to it. It never makes the container wait for either.
+// and to those attached to it. It never makes the container wait for the log,
+// and for who is attached no longer than attachPatience.
 package stream
 
 import (
@@ -16,10 +17,13 @@ import (
 
 const (
 	readSize = 32 << 10
-	// attachBuffer is how far an attached reader may fall behind, in bytes;
-	// what does not fit is lost to it, and to it alone. It is the kernel's
-	// pipe, so it takes memory only while it is filled.
+	// attachBuffer is how far an attached reader may fall behind, in bytes. It
+	// is the kernel's pipe, so it takes memory only while it is filled.
 	attachBuffer = 1 << 20
+	// attachPatience is how long the container waits for a reader that is so
+	// far behind and takes nothing. From then on, until there is room for a
+	// whole read, what does not fit is lost to that reader, and to it alone.
+	attachPatience = 5 * time.Second
 	// pipeMax bounds what can be in a container's pipe at one time.
 	pipeMax = 64 << 10
 )
@@ -51,13 +55,21 @@ type Output struct {
 	raw   syscall.RawConn
 	split *crilog.Splitter
 	log   *crilog.File // nil: no log
+	// patience is attachPatience, but for tests.
+	patience time.Duration
 
 	drained chan struct{} // closed once everything up to Drain was handled
 	done    chan struct{} // closed at the end of the stream
 
 	mu       sync.Mutex
-	attached []int // write ends of pipes, non-blocking
+	attached []reader // but for those that Run is writing to
 	ended    bool
+}
+
+// reader is somebody attached.
+type reader struct {
+	fd   int  // write end of a pipe, non-blocking
+	lost bool // did not read for attachPatience; not waited for
 }
 
 // New makes an Output that reads from file, which it takes over. The stream's
@@ -69,7 +81,7 @@ func New(name string, file *os.File, log *crilog.File, bufs *Buffers) (*Output, 
 	}
 	return &Output{
 		file: file, raw: raw, bufs: bufs, split: crilog.NewSplitter(name), log: log,
-		drained: make(chan struct{}), done: make(chan struct{}),
+		patience: attachPatience, drained: make(chan struct{}), done: make(chan struct{}),
 	}, nil
 }
 
@@ -98,8 +110,8 @@ func (o *Output) Run() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ended = true
-	for _, fd := range o.attached {
-		_ = unix.Close(fd)
+	for _, r := range o.attached {
+		_ = unix.Close(r.fd)
 	}
 	o.attached = nil
 	close(o.done)
@@ -138,12 +150,14 @@ func (o *Output) handle(c chunk) (end bool) {
 		return true
 	}
 	data := c.buf[:c.n]
-	o.mu.Lock()
-	o.copyToAttached(data)
-	o.mu.Unlock()
-	if o.log == nil {
-		return false
+	if o.log != nil {
+		o.writeLog(data)
 	}
+	o.copyToAttached(data)
+	return false
+}
+
+func (o *Output) writeLog(data []byte) {
 	batch := o.bufs.getLog()
 	defer o.bufs.log.Put(batch)
 	now := time.Now()
@@ -153,34 +167,60 @@ func (o *Output) handle(c chunk) (end bool) {
 			o.log.Write(*batch)
 		}
 	}
-	return false
 }
 
-// copyToAttached drops what a slow reader has no room for, and readers that
-// have gone.
+// copyToAttached forgets readers that have gone. Others may attach meanwhile.
 func (o *Output) copyToAttached(data []byte) {
-	kept := o.attached[:0]
-	for _, fd := range o.attached {
-		rest := data
-		for len(rest) > 0 {
-			n, err := unix.Write(fd, rest)
-			if err == unix.EINTR {
-				continue
-			}
-			if err == unix.EPIPE {
-				_ = unix.Close(fd)
-				fd = -1
-			}
-			if err != nil {
-				break
-			}
-			rest = rest[n:]
-		}
-		if fd >= 0 {
-			kept = append(kept, fd)
+	o.mu.Lock()
+	readers := o.attached
+	o.attached = nil
+	o.mu.Unlock()
+	if len(readers) == 0 {
+		return
+	}
+	kept := readers[:0]
+	for _, r := range readers {
+		if r.deliver(data, o.patience) {
+			kept = append(kept, r)
 		}
 	}
-	o.attached = kept
+	o.mu.Lock()
+	o.attached = append(kept, o.attached...)
+	o.mu.Unlock()
+}
+
+// deliver writes data, or what there is room for when the reader is not waited
+// for. It closes the pipe of a reader that has gone, and reports false then.
+func (r *reader) deliver(data []byte, patience time.Duration) (here bool) {
+	for len(data) > 0 {
+		n, err := unix.Write(r.fd, data)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && !r.lost && r.waitForRoom(patience):
+		case err == unix.EAGAIN:
+			r.lost = true
+			return true
+		case err != nil:
+			_ = unix.Close(r.fd)
+			return false
+		default:
+			data = data[n:]
+		}
+	}
+	r.lost = false
+	return true
+}
+
+// waitForRoom reports false when there is none for so long. A reader
+// that has gone counts as room: the next write finds out.
+func (r *reader) waitForRoom(patience time.Duration) bool {
+	for until := time.Now().Add(patience); ; {
+		poll := []unix.PollFd{{Fd: int32(r.fd), Events: unix.POLLOUT}}
+		n, err := unix.Poll(poll, int(max(0, time.Until(until))/time.Millisecond))
+		if err != unix.EINTR {
+			return err == nil && n == 1
+		}
+	}
 }
 
 // Attach returns the read end of a pipe that gets a copy of all output from
@@ -199,7 +239,7 @@ func (o *Output) Attach() (fd int, err error) {
 	if o.ended {
 		_ = unix.Close(p[1])
 	} else {
-		o.attached = append(o.attached, p[1])
+		o.attached = append(o.attached, reader{fd: p[1]})
 	}
 	return p[0], nil
 }
@@ -208,13 +248,13 @@ func (o *Output) Attach() (fd int, err error) {
 // nothing would keep them forever.
 func (o *Output) forgetGone() {
 	kept := o.attached[:0]
-	for _, fd := range o.attached {
-		poll := []unix.PollFd{{Fd: int32(fd)}}
+	for _, r := range o.attached {
+		poll := []unix.PollFd{{Fd: int32(r.fd)}}
 		if n, err := unix.Poll(poll, 0); err == nil && n == 1 && poll[0].Revents&unix.POLLERR != 0 {
-			_ = unix.Close(fd)
+			_ = unix.Close(r.fd)
 			continue
 		}
-		kept = append(kept, fd)
+		kept = append(kept, r)
 	}
 	o.attached = kept
 }

@@ -151,3 +151,48 @@ func TestReadersThatHaveGoneAreForgotten(t *testing.T) {
 		t.Errorf("%d readers are kept, want 1", n)
 	}
 }
+
+func TestAReaderThatComesLateLosesNothing(t *testing.T) {
+	f := newFixture(t)
+	f.out.patience = patience
+	reader := attach(t, f.out)
+	text := strings.Repeat("line\n", 3*attachBuffer/5)
+	said := make(chan error, 1)
+	go func() {
+		_, err := f.writer.WriteString(text) // more than fits anywhere
+		said <- err
+		_ = f.writer.Close()
+	}()
+	for f.lines(t) < attachBuffer/5 {
+		time.Sleep(time.Millisecond)
+	}
+	got, err := io.ReadAll(reader)
+	if string(got) != text {
+		t.Errorf("got %d bytes of %d, %v", len(got), len(text), err)
+	}
+	if err := <-said; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAReaderThatTakesNothingHoldsTheContainerUpOnce(t *testing.T) {
+	f := newFixture(t)
+	f.out.patience = 10 * time.Millisecond
+	stuck, quick := attach(t, f.out), attach(t, f.out)
+	text := strings.Repeat("line\n", 3*attachBuffer/5)
+	go func() {
+		_, _ = f.writer.WriteString(text)
+		_ = f.writer.Close()
+	}()
+	got, err := io.ReadAll(quick)
+	if string(got) != text {
+		t.Errorf("the other reader got %d bytes of %d, %v", len(got), len(text), err)
+	}
+	<-f.out.done
+	if n := f.lines(t); n != strings.Count(text, "\n") {
+		t.Errorf("%d lines in the log of %d", n, strings.Count(text, "\n"))
+	}
+	if got, err := io.ReadAll(stuck); err != nil || !strings.HasPrefix(text, string(got)) {
+		t.Errorf("the stuck reader got %d bytes, %v", len(got), err)
+	}
+}
