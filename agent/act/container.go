@@ -31,11 +31,15 @@ func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContain
 	if err != nil {
 		return failed("CreateContainerConfigError", err)
 	}
-	image, err := a.image(ctx, pod, s, sandbox)
+	image, err := a.image(ctx, pod, s, sandbox, s.Container.Image, s.Container.ImagePullPolicy)
 	if err != nil {
 		return err
 	}
-	config, err := a.containerConfig(ctx, pod, s, image)
+	volumes, err := a.volumeImages(ctx, pod, s, sandbox)
+	if err != nil {
+		return err
+	}
+	config, err := a.containerConfig(ctx, pod, s, image, volumes)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -62,9 +66,9 @@ func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContain
 	return a.postStart(ctx, pod, s, id)
 }
 
-func (a *Actor) image(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.Image, error) {
+func (a *Actor) image(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig, ref string, policy v1.PullPolicy) (*runtimeapi.Image, error) {
 	image, err := a.Images.Ensure(ctx, images.Request{
-		Pod: pod.Pod, Container: s.Container, Init: s.Init, Sandbox: sandbox,
+		Pod: pod.Pod, Container: s.Container, Init: s.Init, Sandbox: sandbox, Image: ref, Policy: policy,
 		Pulling: func() func(error) { return pod.Timeline.Begin(timeline.Pull, s.Container.Name) },
 	})
 	var missing *images.Error
@@ -74,7 +78,34 @@ func (a *Actor) image(ctx context.Context, pod Pod, s plan.StartContainer, sandb
 	return image, err
 }
 
-func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, image *runtimeapi.Image) (*runtimeapi.ContainerConfig, error) {
+// volumeImages makes sure of the images of the image volumes that a container
+// mounts, by the volumes' names. A volume nobody mounts is not pulled for.
+func (a *Actor) volumeImages(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig) (map[string]*runtimeapi.ImageSpec, error) {
+	specs := map[string]*runtimeapi.ImageSpec{}
+	for _, m := range s.Container.VolumeMounts {
+		source := imageSource(pod.Pod, m.Name)
+		if source == nil || specs[m.Name] != nil {
+			continue
+		}
+		image, err := a.image(ctx, pod, s, sandbox, source.Reference, source.PullPolicy)
+		if err != nil {
+			return nil, err
+		}
+		specs[m.Name] = &runtimeapi.ImageSpec{Image: image.GetId(), UserSpecifiedImage: source.Reference}
+	}
+	return specs, nil
+}
+
+func imageSource(pod *v1.Pod, volume string) *v1.ImageVolumeSource {
+	for i := range pod.Spec.Volumes {
+		if pod.Spec.Volumes[i].Name == volume {
+			return pod.Spec.Volumes[i].Image
+		}
+	}
+	return nil
+}
+
+func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, image *runtimeapi.Image, volumes map[string]*runtimeapi.ImageSpec) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
 		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs,
 		Image: image, ImageRef: image.GetId(),
@@ -91,6 +122,7 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if err != nil {
 		return nil, err
 	}
+	sources.Images = volumes
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,6 @@
-// Package images makes sure that a container's image is there before the
-// container is created: pull policy, back-off after a failed pull, and the
-// kubelet's reasons and events for both.
+// Package images makes sure that a container's image, and those of the image
+// volumes it mounts, are there before the container is created: pull policy,
+// back-off after a failed pull, and the kubelet's reasons and events for both.
 package images
 
 import (
@@ -49,8 +49,10 @@ func (e *Error) Error() string { return e.Message }
 // Request is one container's need of an image.
 type Request struct {
 	Pod       *v1.Pod
-	Container *v1.Container
+	Container *v1.Container // that needs it, for events
 	Init      bool
+	Image     string        // the reference, of the container or a volume
+	Policy    v1.PullPolicy // of the same
 	Sandbox   *runtimeapi.PodSandboxConfig
 	// Pulling is called before a pull begins; the function it returns, when
 	// the pull is over. It may be nil.
@@ -85,16 +87,16 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 	if err != nil {
 		return nil, err
 	}
-	switch policy := r.Container.ImagePullPolicy; {
+	switch policy := r.Policy; {
 	case policy == v1.PullNever && image == nil:
-		p.tell(r, v1.EventTypeWarning, "ErrImageNeverPull", "Container image %q is not present with pull policy of Never", r.Container.Image)
+		p.tell(r, v1.EventTypeWarning, "ErrImageNeverPull", "Container image %q is not present with pull policy of Never", r.Image)
 		return nil, &Error{
 			Reason:  reasonNever,
-			Message: fmt.Sprintf("Container image %q is not present with pull policy of Never", r.Container.Image),
+			Message: fmt.Sprintf("Container image %q is not present with pull policy of Never", r.Image),
 			RetryAt: time.Now().Add(firstBackoff),
 		}
 	case image != nil && policy != v1.PullAlways:
-		p.tell(r, v1.EventTypeNormal, "Pulled", "Container image %q already present on machine", r.Container.Image)
+		p.tell(r, v1.EventTypeNormal, "Pulled", "Container image %q already present on machine", r.Image)
 		return image, nil
 	}
 	if err := p.pull(ctx, r); err != nil {
@@ -103,7 +105,7 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 	image, err = p.inspect(ctx, r)
 	if err == nil && image == nil {
 		err = &Error{Reason: reasonInspect, RetryAt: time.Now().Add(firstBackoff),
-			Message: fmt.Sprintf("image %q was pulled and is gone again: it was removed at the same time", r.Container.Image)}
+			Message: fmt.Sprintf("image %q was pulled and is gone again: it was removed at the same time", r.Image)}
 	}
 	return image, err
 }
@@ -117,37 +119,42 @@ func (p *Puller) Forget(pod *v1.Pod) {
 			delete(p.failures, key(pod, list[i].Image))
 		}
 	}
+	for i := range pod.Spec.Volumes {
+		if image := pod.Spec.Volumes[i].Image; image != nil {
+			delete(p.failures, key(pod, image.Reference))
+		}
+	}
 }
 
 func (p *Puller) inspect(ctx context.Context, r Request) (*runtimeapi.Image, error) {
 	call, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
-	resp, err := p.runtime.ImageStatus(call, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: r.Container.Image}})
+	resp, err := p.runtime.ImageStatus(call, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: r.Image}})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {
 		return nil, &Error{Reason: reasonInspect, RetryAt: time.Now().Add(firstBackoff),
-			Message: fmt.Sprintf("Failed to inspect image %q: %v", r.Container.Image, err)}
+			Message: fmt.Sprintf("Failed to inspect image %q: %v", r.Image, err)}
 	}
 	return resp.GetImage(), nil
 }
 
 func (p *Puller) pull(ctx context.Context, r Request) error {
-	k := key(r.Pod, r.Container.Image)
+	k := key(r.Pod, r.Image)
 	if f, ok := p.failure(k); ok && f.retryAt.After(time.Now()) {
-		p.tell(r, v1.EventTypeNormal, "BackOff", "Back-off pulling image %q", r.Container.Image)
+		p.tell(r, v1.EventTypeNormal, "BackOff", "Back-off pulling image %q", r.Image)
 		return &Error{Reason: reasonBackOff, RetryAt: f.retryAt,
-			Message: fmt.Sprintf("Back-off pulling image %q: %s", r.Container.Image, f.message)}
+			Message: fmt.Sprintf("Back-off pulling image %q: %s", r.Image, f.message)}
 	}
-	p.tell(r, v1.EventTypeNormal, "Pulling", "Pulling image %q", r.Container.Image)
+	p.tell(r, v1.EventTypeNormal, "Pulling", "Pulling image %q", r.Image)
 	done := func(error) {}
 	if r.Pulling != nil {
 		done = r.Pulling()
 	}
 	start := time.Now()
 	_, err := p.runtime.PullImage(ctx, &runtimeapi.PullImageRequest{
-		Image:         &runtimeapi.ImageSpec{Image: r.Container.Image},
+		Image:         &runtimeapi.ImageSpec{Image: r.Image},
 		SandboxConfig: r.Sandbox,
 	})
 	done(plain(err))
@@ -156,7 +163,7 @@ func (p *Puller) pull(ctx context.Context, r Request) error {
 	}
 	if err != nil {
 		f := p.fail(k, message(err))
-		p.tell(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Container.Image, f.message)
+		p.tell(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Image, f.message)
 		// Asked again in a moment, the answer is the back-off: users know the
 		// two reasons one after the other.
 		return &Error{Reason: reasonPull, Message: f.message, RetryAt: time.Now().Add(time.Second)}
@@ -164,7 +171,7 @@ func (p *Puller) pull(ctx context.Context, r Request) error {
 	p.mu.Lock()
 	delete(p.failures, k)
 	p.mu.Unlock()
-	p.tell(r, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s", r.Container.Image, time.Since(start).Round(time.Millisecond))
+	p.tell(r, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s", r.Image, time.Since(start).Round(time.Millisecond))
 	return nil
 }
 

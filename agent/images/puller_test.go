@@ -41,7 +41,7 @@ func (e *told) take() []string {
 func request(policy v1.PullPolicy) images.Request {
 	return images.Request{
 		Pod:       &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "uid"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "a", Image: "busybox"}}}},
-		Container: &v1.Container{Name: "a", Image: "busybox", ImagePullPolicy: policy},
+		Container: &v1.Container{Name: "a"}, Image: "busybox", Policy: policy,
 	}
 }
 

@@ -31,6 +31,7 @@ import (
 //	configMap, secret, downwardAPI, projected    defaultMode 0644
 //	downwardAPI fieldRef                  apiVersion v1
 //	hostPath type                         ""
+//	image pullPolicy                      as imagePullPolicy
 //
 // Defaults of volume kinds that are not supported are left out, and so are
 // spec.serviceAccountName and the token volume, which need an API server.
@@ -163,6 +164,9 @@ func setVolumeDefaults(vol *v1.Volume) {
 	}
 	if s := vol.HostPath; s != nil {
 		setDefaultTo(&s.Type, v1.HostPathUnset)
+	}
+	if s := vol.Image; s != nil {
+		setDefault(&s.PullPolicy, defaultPullPolicy(s.Reference))
 	}
 	if s := vol.ConfigMap; s != nil {
 		setDefaultTo(&s.DefaultMode, v1.ConfigMapVolumeSourceDefaultMode)

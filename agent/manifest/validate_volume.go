@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-const supportedVolumes = "supported are configMap, downwardAPI, emptyDir, hostPath, persistentVolumeClaim, projected, secret"
+const supportedVolumes = "supported are configMap, downwardAPI, emptyDir, hostPath, image, persistentVolumeClaim, projected, secret"
 
 // validateVolumes returns the pod's volumes by name, the faulty ones included:
 // a mount of one is not another fault.
@@ -55,6 +55,9 @@ func validateVolumeSource(s *v1.VolumeSource, spec *v1.PodSpec, path *field.Path
 		errs = append(errs, validateProjected(s.Projected, spec, at)...)
 	case s.PersistentVolumeClaim != nil:
 		errs = append(errs, validSubdomain(s.PersistentVolumeClaim.ClaimName, at.Child("claimName"))...)
+	case s.Image != nil:
+		errs = append(errs, validateImage(s.Image.Reference, at.Child("reference"))...)
+		errs = append(errs, oneOf(s.Image.PullPolicy, at.Child("pullPolicy"), v1.PullAlways, v1.PullIfNotPresent, v1.PullNever)...)
 	default:
 		errs = append(errs, field.Forbidden(at, "volumes of this kind are "+unsupported+"; "+supportedVolumes))
 	}

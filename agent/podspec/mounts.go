@@ -18,6 +18,8 @@ const etcHosts = "/etc/hosts"
 // MountSources says where on the host a container's mounts come from.
 type MountSources struct {
 	Volumes map[string]volume.Mounted
+	// Images are those of image volumes, which the runtime mounts, by volume.
+	Images map[string]*runtimeapi.ImageSpec
 	// SubPath pins a subPath of a volume and returns the path to mount. index
 	// is the mount's place in the container's volumeMounts.
 	SubPath func(index int, vol volume.Mounted, subPath string, readOnly bool) (string, error)
@@ -88,6 +90,10 @@ func volumeMount(c *v1.Container, index int, env []*runtimeapi.KeyValue, src Mou
 		Readonly:          m.ReadOnly || vol.ReadOnly,
 		RecursiveReadOnly: recursive,
 		Propagation:       propagation,
+	}
+	if image := src.Images[m.Name]; image != nil {
+		mount.Image, mount.ImageSubPath = image, subPath
+		return mount, nil
 	}
 	if subPath != "" {
 		if mount.HostPath, err = src.SubPath(index, vol, subPath, mount.Readonly); err != nil {

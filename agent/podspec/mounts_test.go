@@ -22,6 +22,8 @@ func TestVolumeMounts(t *testing.T) {
 		{"propagation", `[{name: v, mountPath: /v, mountPropagation: Bidirectional}, {name: v, mountPath: /w, mountPropagation: None}]`,
 			"/v<-/vol/v PROPAGATION_BIDIRECTIONAL | /w<-/vol/v | " + files, ""},
 		{"recursive read-only", `[{name: v, mountPath: /v, readOnly: true, recursiveReadOnly: Enabled}]`, "/v<-/vol/v ro rro | " + files, ""},
+		{"an image volume", `[{name: i, mountPath: /v}]`, "/v<-sha256:1 ro | " + files, ""},
+		{"part of an image volume", `[{name: i, mountPath: /v, subPathExpr: "a/$(POD)"}]`, "/v<-sha256:1 a/web ro | " + files, ""},
 		{"a hosts file of its own", `[{name: v, mountPath: /etc/hosts, subPath: hosts}]`, "/etc/hosts<-/pin/0/v/hosts rw | /dev/log<-/t", ""},
 		{"a subPath is pinned with its mount's index and mode", `[{name: v, mountPath: /a}, {name: v, mountPath: /b, subPath: x/y, readOnly: true}]`,
 			"/a<-/vol/v | /b<-/pin/1/v/x/y ro ro | " + files, ""},
@@ -41,7 +43,9 @@ func TestVolumeMounts(t *testing.T) {
 				Volumes: map[string]volume.Mounted{
 					"v":  {Name: "v", HostPath: "/vol/v"},
 					"ro": {Name: "ro", HostPath: "/vol/ro", ReadOnly: true},
+					"i":  {Name: "i", ReadOnly: true},
 				},
+				Images: map[string]*runtimeapi.ImageSpec{"i": {Image: "sha256:1"}},
 				SubPath: func(index int, vol volume.Mounted, subPath string, readOnly bool) (string, error) {
 					if subPath == "bad" {
 						return "", errors.New("/vol/v/bad leads to /root")
@@ -68,7 +72,10 @@ func TestVolumeMounts(t *testing.T) {
 			}
 			var got []string
 			for _, m := range mounts {
-				s := m.ContainerPath + "<-" + m.HostPath
+				s := m.ContainerPath + "<-" + m.HostPath + m.GetImage().GetImage()
+				if m.ImageSubPath != "" {
+					s += " " + m.ImageSubPath
+				}
 				if m.Propagation != 0 {
 					s += " " + m.Propagation.String()
 				}

@@ -67,6 +67,9 @@ func requestMounts(asked []*runtimeapi.Mount, images map[int]string, userNS stri
 				return nil, status.Errorf(codes.FailedPrecondition, "mounts[%s].uidMappings: %v", a.GetContainerPath(), err)
 			}
 		}
+		if images[i] != "" {
+			m.Propagation = runtimeapi.MountPropagation_PROPAGATION_PRIVATE // nothing is ever mounted in an image
+		}
 		if m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if m.Shared, m.Slave, err = host.Propagation(source); err != nil {
 				return nil, err

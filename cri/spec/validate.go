@@ -107,8 +107,6 @@ func validateMount(m *runtimeapi.Mount) error {
 		return fieldError(field+".host_path", "an image is mounted here: it must be empty")
 	case m.GetImage().GetImage() != "" && !m.GetReadonly():
 		return fieldError(field+".readonly", "an image can be mounted read-only only")
-	case m.GetImage().GetImage() != "" && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
-		return fieldError(field+".propagation", "nothing is mounted in an image: it must be private")
 	case m.GetImage().GetImage() == "" && !path.IsAbs(m.GetHostPath()):
 		return fieldError(field+".host_path", "%q is not absolute", m.GetHostPath())
 	case len(m.GetUidMappings())+len(m.GetGidMappings()) == 0:

@@ -45,6 +45,8 @@ func kindOf(spec *v1.Volume) (kind, error) {
 		return downwardAPI{s.DownwardAPI}, nil
 	case s.Projected != nil:
 		return projected{s.Projected}, nil
+	case s.Image != nil:
+		return imageVolume{}, nil
 	}
 	if name := sourceName(s); name != "" {
 		return nil, fmt.Errorf("%s volumes are not supported", name)

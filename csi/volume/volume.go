@@ -41,7 +41,7 @@ func (p Pod) groupChangePolicy() v1.PodFSGroupChangePolicy {
 // Mounted is one volume ready for use.
 type Mounted struct {
 	Name     string
-	HostPath string
+	HostPath string // empty for an image volume, which the runtime mounts
 	// ReadOnly says that containers must not write, whatever their mount says.
 	ReadOnly bool
 }

@@ -56,6 +56,62 @@ spec:
 			equal(t, "size", m.Has("size=8192k"), true)
 			contains(t, "filling it", p.TryExec("main", "dd", "if=/dev/zero", "of=/mem/f", "bs=1M", "count=9").Stderr, "No space left")
 		}},
+		{"an image volume is pulled and shows the image's files read-only", "imagevolume", `
+spec:
+  containers:
+  - name: main
+    image: $BOX
+    command: [testbox, pause]
+    volumeMounts:
+    - {name: tools, mountPath: /tools}
+    - {name: tools, mountPath: /bins, subPath: bin}
+  volumes: [{name: tools, image: {reference: "$BUSYBOX", pullPolicy: IfNotPresent}}]
+`, func(t *testing.T, p *harness.Pod) {
+			p.WaitReady()
+			trimmed(t, "a program of the volume", p.Exec("main", "/tools/bin/busybox", "echo", "runs"), "runs")
+			trimmed(t, "the part of the volume", p.Exec("main", "sh", "-c", "ls /bins | grep -x busybox"), "busybox")
+			contains(t, "writing to it", p.TryExec("main", "touch", "/tools/new").Stderr, "Read-only file system")
+			contains(t, "timeline", p.Node().Explain(p.Namespace, p.Name), "pull")
+			harness.Eventually(t, harness.PodTimeout, "event of the pull", func() string {
+				for _, e := range p.Node().Events() {
+					if e.InvolvedObject.Name == p.Name && strings.Contains(e.Message, harness.Busybox) {
+						return ""
+					}
+				}
+				return "no event names the volume's image"
+			})
+			p.Delete()
+		}},
+		{"an image volume that cannot be had keeps back only the container that mounts it", "imagevolumebad", `
+spec:
+  containers:
+  - name: absent
+    image: $BOX
+    command: [testbox, pause]
+    volumeMounts: [{name: absent, mountPath: /v}]
+  - name: part
+    image: $BOX
+    command: [testbox, pause]
+    volumeMounts: [{name: box, mountPath: /v, subPath: no/such}]
+  - name: never
+    image: $BOX
+    command: [testbox, pause]
+    volumeMounts: [{name: never, mountPath: /v}]
+  - name: fine
+    image: $BOX
+    command: [testbox, pause]
+  volumes:
+  - {name: absent, image: {reference: "registry.test/absent:1"}}
+  - {name: never, image: {reference: "registry.test/absent:2", pullPolicy: Never}}
+  - {name: box, image: {reference: "$BOX"}}
+`, func(t *testing.T, p *harness.Pod) {
+			contains(t, "no such image", p.WaitWaiting("absent", "ImagePullBackOff"), "registry.test/absent:1")
+			contains(t, "never pulled", p.WaitWaiting("never", "ErrImageNeverPull"), `"registry.test/absent:2"`)
+			contains(t, "no such part", p.WaitWaiting("part", "CreateContainerError"), `ImageVolumeMountFailed: image_sub_path "no/such"`)
+			harness.Eventually(t, harness.PodTimeout, "the other container", func() string {
+				return p.TryExec("fine", "true").Stderr
+			})
+		}},
 		{"a hostPath is the host's directory, made when asked for", "hostpath", `
 spec:
   containers:
