@@ -31,7 +31,7 @@ FUZZTIME ?= 20s
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet containerd lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet try-kubelet containerd lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -65,6 +65,13 @@ modversion = $(shell sed -n 's|^[[:space:]]*$(1) \(v[^ ]*\).*|\1|p' $(2)/go.mod)
 peers: kubelet containerd
 
 kubelet: bin/peers/kubelet
+
+# For the tests, which go without a kubelet where its module cannot be had. On
+# two cores it takes six minutes to build, once.
+try-kubelet: setup-build
+	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
+		$(MAKE) --no-print-directory kubelet; \
+	else echo "no kubelet: its module could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
 	$(addprefix bin/peers/,bridge host-local loopback portmap)
@@ -103,7 +110,7 @@ unit: setup-build
 # One package at a time: each looks at the whole machine for what it left. The
 # virtual machine comes last and says so when there is none.
 blackbox: export BERTH_TEST_BIN = $(CURDIR)/bin
-blackbox: root build failpoints testbins setup-test
+blackbox: root build failpoints testbins try-kubelet setup-test
 	$(GO) test -count=1 -p 1 -parallel 8 -timeout 25m $$($(GO) list ./tests/... | grep -v '/tests/vm$$')
 	$(GO) test -count=1 -v -timeout 25m ./tests/vm
 

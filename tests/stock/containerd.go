@@ -85,7 +85,10 @@ func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containe
 	}
 	logFile := filepath.Join(c.Dir, "containerd.log")
 	args := append(n.InNetNS(), filepath.Join(bin, "containerd"), "--config", config)
-	c.cmd = start(t, logFile, append(n.Environ(), "PATH="+bin+":"+os.Getenv("PATH")), args)
+	var err error
+	if c.cmd, _, err = start(t, logFile, append(n.Environ(), "PATH="+bin+":"+os.Getenv("PATH")), args); err != nil {
+		t.Fatalf("%v", err)
+	}
 	client := harness.DialCRI(t, c.Socket)
 	harness.Eventually(t, startTimeout, "containerd ready", func() string {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -107,12 +110,12 @@ func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containe
 // Pid of containerd; nsenter became it by exec.
 func (c *Containerd) Pid() int { return c.cmd.Process.Pid }
 
-// start runs a program until the test ends.
-func start(t harness.TB, logFile string, env, args []string) *exec.Cmd {
-	t.Helper()
+// start runs a program until the test ends. The channel is closed when it has
+// ended by then.
+func start(t harness.TB, logFile string, env, args []string) (*exec.Cmd, <-chan struct{}, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		t.Fatalf("%v", err)
+		return nil, nil, err
 	}
 	defer log.Close()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -120,7 +123,7 @@ func start(t harness.TB, logFile string, env, args []string) *exec.Cmd {
 	// Interrupting a test must not stop it before the clean-up.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		t.Fatalf("start %s: %v", args, err)
+		return nil, nil, fmt.Errorf("start %s: %w", args, err)
 	}
 	exited := make(chan struct{})
 	go func() {
@@ -131,7 +134,7 @@ func start(t harness.TB, logFile string, env, args []string) *exec.Cmd {
 		_ = cmd.Process.Kill() // an error means that it has ended
 		<-exited
 	})
-	return cmd
+	return cmd, exited, nil
 }
 
 // tail returns the end of a log.
