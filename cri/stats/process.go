@@ -133,3 +133,19 @@ func OpenFilesLimit(pid int) (uint64, error) {
 	}
 	return l.Cur, nil
 }
+
+// Device names a block device, /dev/sda, or MAJ:MIN when the kernel does not
+// know it any more.
+func Device(major, minor uint32) string {
+	number := fmt.Sprintf("%d:%d", major, minor)
+	data, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
+	if err != nil {
+		return number
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+			return "/dev/" + name
+		}
+	}
+	return number
+}
