@@ -7,6 +7,7 @@
 //	shim       one process per sandbox, parent of its containers
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
+//	stats, metrics       what they use, and cAdvisor's names for it
 //	spec       what the CRI asks for, as an OCI specification
 package cri
 
@@ -17,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -67,7 +69,9 @@ type Config struct {
 	Version      string // of the build
 	Network      network.Config
 	Image        image.Config
-	Logger       *slog.Logger
+	// PodCIDRs takes the pod subnets that a kubelet assigns; nil: nobody does.
+	PodCIDRs server.PodCIDRs `json:"-"`
+	Logger   *slog.Logger
 }
 
 // Runtime is a CRI runtime. Make it with New, then Run it once.
@@ -149,10 +153,27 @@ func (r *Runtime) serverConfig() (server.Config, error) {
 		Host:     probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
 	}
+	if cfg.PodCIDRs != nil {
+		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
+	}
 	for name, binary := range cfg.Handlers {
 		c.Handlers[name] = runtime(binary, filepath.Join(cfg.RunDir, "runtime-"+name))
 	}
 	return c, nil
+}
+
+// podCIDRs lets the network know at once what an assignment changed.
+type podCIDRs struct {
+	server.PodCIDRs
+	network *network.Network
+}
+
+func (p podCIDRs) Assign(cidrs []netip.Prefix) error {
+	if err := p.PodCIDRs.Assign(cidrs); err != nil {
+		return err
+	}
+	p.network.Reload()
+	return nil
 }
 
 // lockDir keeps two daemons from working on one directory.
