@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sync/singleflight"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
@@ -121,7 +122,9 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 	s.ended, s.endEvents = context.WithCancel(context.Background())
 	measuring, endMeasuring := context.WithCancel(context.Background())
 	s.endMeasuring = endMeasuring
-	s.reader = stats.NewReader(stats.Hierarchies{Unified: cfg.Cgroups.Unified, Mount: cfg.Cgroups.Mount})
+	s.reader = stats.NewReader(stats.Hierarchies{
+		Unified: cfg.Cgroups.Unified, Mount: cfg.Cgroups.Mount, HugePageSizes: cgroups.HugePageSizes(),
+	})
 	s.layers = stats.NewLayers(measuring, &s.background)
 	s.layerDevice = sync.OnceValues(func() (string, error) { return mountSource(s.layersDir()) })
 	var err error

@@ -17,17 +17,18 @@ import (
 // for a cgroup that is gone.
 func (r *Reader) Processes(path string) ([]int, error) {
 	var mount string
-	if r.hosts.Unified {
-		mount = r.hosts.Mount("")
+	if r.host.Unified {
+		mount = r.host.Mount("")
 	} else {
 		// Processes are in the same cgroup of every hierarchy.
 		for _, controller := range []string{"pids", "memory", "cpuacct"} {
-			if mount = r.hosts.Mount(controller); mount != "" {
+			if mount = r.host.Mount(controller); mount != "" {
 				break
 			}
 		}
 	}
-	f := files{buf: make([]byte, bufferSize)}
+	f, done := r.files()
+	defer done()
 	return f.processes(nil, filepath.Join(mount, path))
 }
 

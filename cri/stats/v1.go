@@ -14,7 +14,7 @@ const unlimitedV1 = 1 << 62
 // processes in a cgroup of version 2 with the same name.
 func (r *Reader) readV1(f *files, path string, d *Detail, all bool) {
 	dir := func(controller string) string {
-		if mount := r.hosts.Mount(controller); mount != "" {
+		if mount := r.host.Mount(controller); mount != "" {
 			return filepath.Join(mount, path)
 		}
 		return ""
@@ -35,6 +35,17 @@ func (r *Reader) readV1(f *files, path string, d *Detail, all bool) {
 		}
 	}
 	d.Tasks, d.MaxTasks = f.optional(dir("pids"), "pids.current"), f.optional(dir("pids"), "pids.max")
+	for _, size := range r.host.HugePageSizes {
+		// Reserved pages count against the limit, since Linux 5.7.
+		for _, kind := range []string{".rsvd", ""} {
+			prefix := "hugetlb." + size + kind
+			if usage, ok := f.number(dir("hugetlb"), prefix+".usage_in_bytes"); ok {
+				peak := f.optional(dir("hugetlb"), prefix+".max_usage_in_bytes")
+				d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: usage, Peak: peak})
+				break
+			}
+		}
+	}
 }
 
 func readCPUV1(f *files, cpuacct, cpu string, u *Usage, all bool) {

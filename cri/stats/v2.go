@@ -3,7 +3,7 @@ package stats
 import "time"
 
 // readV2 reads a cgroup of version 2 (Linux, Documentation/admin-guide/cgroup-v2.rst).
-func readV2(f *files, dir string, d *Detail, all bool) {
+func (r *Reader) readV2(f *files, dir string, d *Detail, all bool) {
 	readCPUV2(f, dir, &d.Usage)
 	readMemoryV2(f, dir, &d.Usage, all)
 	if usage, ok := f.number(dir, "memory.swap.current"); ok {
@@ -20,6 +20,15 @@ func readV2(f *files, dir string, d *Detail, all bool) {
 		d.IO = ioStat(data)
 	}
 	d.Tasks, d.MaxTasks = f.optional(dir, "pids.current"), f.optional(dir, "pids.max")
+	for _, size := range r.host.HugePageSizes {
+		// Reserved pages count against the limit, since Linux 5.7.
+		for _, file := range []string{".rsvd.current", ".current"} {
+			if usage, ok := f.number(dir, "hugetlb."+size+file); ok {
+				d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: usage})
+				break
+			}
+		}
+	}
 }
 
 func readCPUV2(f *files, dir string, u *Usage) {
