@@ -228,7 +228,7 @@ func (f *files) optional(dir, name string) *uint64 {
 	return nil
 }
 
-func (f *files) keyed(dir, name string, take func(key string, value uint64)) bool {
+func (f *files) keyed(dir, name string, take func(key []byte, value uint64)) bool {
 	data, ok := f.read(dir, name)
 	if ok {
 		flatKeyed(data, take)

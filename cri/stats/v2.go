@@ -34,8 +34,8 @@ func (r *Reader) readV2(f *files, dir string, d *Detail, all bool) {
 func readCPUV2(f *files, dir string, u *Usage) {
 	var c CPU
 	µs := func(n uint64) time.Duration { return time.Duration(n) * time.Microsecond }
-	ok := f.keyed(dir, "cpu.stat", func(key string, n uint64) {
-		switch key {
+	ok := f.keyed(dir, "cpu.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "usage_usec":
 			c.Total = µs(n)
 		case "user_usec":
@@ -65,8 +65,8 @@ func readMemoryV2(f *files, dir string, u *Usage, all bool) {
 		return
 	}
 	m := Memory{Usage: usage, Limit: Unlimited}
-	f.keyed(dir, "memory.stat", func(key string, n uint64) {
-		switch key {
+	f.keyed(dir, "memory.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "anon":
 			m.RSS = n
 		case "file":
@@ -91,8 +91,8 @@ func readMemoryV2(f *files, dir string, u *Usage, all bool) {
 	}
 	if all {
 		m.Peak, _ = f.number(dir, "memory.peak") // since Linux 5.19
-		f.keyed(dir, "memory.events", func(key string, n uint64) {
-			switch key {
+		f.keyed(dir, "memory.events", func(key []byte, n uint64) {
+			switch string(key) {
 			case "max":
 				m.LimitHits = n
 			case "oom_kill":
