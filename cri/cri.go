@@ -7,6 +7,7 @@
 //	shim       one process per sandbox, parent of its containers
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
+//	stats, metrics       what they use, and cAdvisor's names for it
 //	spec       what the CRI asks for, as an OCI specification
 package cri
 
@@ -18,6 +19,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -73,7 +75,9 @@ type Config struct {
 	Version        string // of the build
 	Network        network.Config
 	Image          image.Config
-	Logger         *slog.Logger
+	// PodCIDRs takes the pod subnets that a kubelet assigns; nil: nobody does.
+	PodCIDRs server.PodCIDRs `json:"-"`
+	Logger   *slog.Logger
 }
 
 // Runtime is a CRI runtime. Make it with New, then Run it once.
@@ -146,12 +150,16 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
-	return server.Config{
+	c := server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
 		Handlers: handlers, NoIDMap: r.noIDMap(),
 		Host: probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
-	}, nil
+	}
+	if cfg.PodCIDRs != nil {
+		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
+	}
+	return c, nil
 }
 
 // HandlerRunc is the runtime handler that is always there.
@@ -185,6 +193,20 @@ func (r *Runtime) noIDMap() error {
 		r.log.Info("pods cannot have user namespaces here", "reason", err)
 	}
 	return err
+}
+
+// podCIDRs lets the network know at once what an assignment changed.
+type podCIDRs struct {
+	server.PodCIDRs
+	network *network.Network
+}
+
+func (p podCIDRs) Assign(cidrs []netip.Prefix) error {
+	if err := p.PodCIDRs.Assign(cidrs); err != nil {
+		return err
+	}
+	p.network.Reload()
+	return nil
 }
 
 // lockDir keeps two daemons from working on one directory.

@@ -227,6 +227,34 @@ func TestABrokenStreamIsFollowedAnewAndNothingIsMissed(t *testing.T) {
 	})
 }
 
+func TestAReaderThatWasTooSlowListsEverythingAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := follow(t, fakecri.New())
+		sandbox, _ := n.pod("removed")
+		n.pod("exits")
+		n.want("removed", "running")
+		sound := n.runtime.Silence() // these events are lost, as the status says
+		if _, err := n.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox}); err != nil {
+			t.Fatal(err)
+		}
+		n.runtime.Exit("a", 0)
+		n.pod("new")
+		sound()
+		n.want("removed", "running")
+		n.runtime.Cut(status.Error(codes.OutOfRange, "the reader is too slow and events were lost"))
+		time.Sleep(time.Second)
+		n.want("removed", "nothing")
+		n.want("exits", "exited")
+		n.want("new", "running")
+		if got := n.runtime.Streams(); got != 1 {
+			t.Errorf("%d streams are open", got)
+		}
+	})
+}
+
 func TestAStreamThatAlwaysBreaksIsNotReopenedAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := fakecri.New()

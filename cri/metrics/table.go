@@ -15,7 +15,7 @@ const (
 )
 
 // table has the metrics that a kubelet's cAdvisor shows (its pkg/kubelet/server
-// names the kinds), without those that are always zero there: container_tasks_state
+// names the kinds) and those of huge pages, without those that are always zero there: container_tasks_state
 // and container_cpu_load_average_10s need a reader that the kubelet switches off,
 // and the rest of container_fs_* is only measured for raw block devices.
 var table = []metric{
@@ -67,13 +67,17 @@ var table = []metric{
 	{"container_memory_failcnt", "How often the memory limit was reached.", counter, nil,
 		memory(func(m *stats.Memory) uint64 { return m.LimitHits })},
 	{"container_memory_failures_total", "Page faults.", counter, []string{"failure_type", "scope"}, pageFaults},
-	{"container_memory_swap", "Swap in use, in bytes.", gauge, nil,
+	{"container_memory_swap", "Swap in use, in bytes; zero where the kernel does not account it.", gauge, nil,
 		one(func(s Sample) (uint64, bool) {
 			if s.Usage.Swap == nil {
-				return 0, false
+				return 0, s.Usage.Memory != nil
 			}
 			return s.Usage.Swap.Usage, true
 		})},
+	{"container_hugetlb_usage_bytes", "Huge pages in use or reserved.", gauge, []string{"pagesize"},
+		hugePages(func(h stats.HugePages) (uint64, bool) { return h.Usage, true })},
+	{"container_hugetlb_max_usage_bytes", "The most huge pages that were in use or reserved.", gauge, []string{"pagesize"},
+		hugePages(func(h stats.HugePages) (uint64, bool) { return optional(h.Peak) })},
 	{"container_oom_events_total", "Processes killed because there was no memory.", counter, nil,
 		memory(func(m *stats.Memory) uint64 { return m.OOMKills })},
 
@@ -192,6 +196,18 @@ func pageFaults(s Sample) []value {
 			value{n: m.MajorPageFaults, labels: []string{"pgmajfault", scope}})
 	}
 	return list
+}
+
+func hugePages(get func(stats.HugePages) (uint64, bool)) func(Sample) []value {
+	return func(s Sample) []value {
+		var list []value
+		for _, h := range s.Usage.HugePages {
+			if n, ok := get(h); ok {
+				list = append(list, value{n: n, labels: []string{h.Size}})
+			}
+		}
+		return list
+	}
 }
 
 func blockDevices(s Sample) []value {

@@ -59,17 +59,17 @@ func New(cfg Config) *Network {
 		cfg: cfg,
 		cni: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, newExec(cfg.Plugins)),
 	}
-	n.reload()
+	n.Reload()
 	return n
 }
 
-// reload takes the first valid configuration by file name. While there is
+// Reload takes the first valid configuration by file name. While there is
 // none, the last good one stays: a half-written file must not take the network
 // from the node.
-func (n *Network) reload() {
-	list, err := n.load()
-	n.mu.Lock()
+func (n *Network) Reload() {
+	n.mu.Lock() // before the files are read: the last to read them wins
 	defer n.mu.Unlock()
+	list, err := n.load()
 	if err != nil {
 		if n.list == nil || errors.Is(err, ErrNoNetwork) {
 			n.list, n.err = nil, err

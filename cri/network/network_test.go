@@ -139,7 +139,7 @@ func TestTeardownUsesTheConfigurationTheSandboxWasAttachedWith(t *testing.T) {
 	}
 	r.take()
 	write(t, filepath.Join(conf, "10-pods.conflist"), strings.Replace(conflist, `"pods"`, `"other"`, 1))
-	n.reload()
+	n.Reload()
 	if err := n.Teardown(context.Background(), sandbox()); err != nil {
 		t.Fatal(err)
 	}
@@ -190,14 +190,14 @@ func TestStatusSaysWhatIsMissing(t *testing.T) {
 		t.Errorf("with an unready plugin: %v", err)
 	}
 	write(t, filepath.Join(conf, "10-pods.conflist"), "{")
-	n.reload()
+	n.Reload()
 	if n.Name() != "pods" {
 		t.Error("a broken file took the network away")
 	}
 	if err := os.Remove(filepath.Join(conf, "10-pods.conflist")); err != nil {
 		t.Fatal(err)
 	}
-	n.reload()
+	n.Reload()
 	if err := n.Status(context.Background()); !errors.Is(err, ErrNoNetwork) {
 		t.Errorf("without a network: %v", err)
 	}
@@ -207,7 +207,7 @@ func TestAFileWithOnePluginIsAList(t *testing.T) {
 	r := &recorder{}
 	n, conf := newNetwork(t, r)
 	write(t, filepath.Join(conf, "00-old.conf"), `{"cniVersion":"0.3.1","name":"old","type":"own"}`)
-	if n.reload(); n.Name() != "old" {
+	if n.Reload(); n.Name() != "old" {
 		t.Errorf("network is %q", n.Name())
 	}
 }
@@ -216,13 +216,13 @@ func TestTheDefaultIsUsedWhileTheDirectoryHasNoNetwork(t *testing.T) {
 	r := &recorder{}
 	n, conf := newNetwork(t, r)
 	n.cfg.Default = []byte(strings.Replace(conflist, `"pods"`, `"default"`, 1))
-	if n.reload(); n.Name() != "pods" {
+	if n.Reload(); n.Name() != "pods" {
 		t.Errorf("with a file: %s", n.Name())
 	}
 	if err := os.Remove(filepath.Join(conf, "10-pods.conflist")); err != nil {
 		t.Fatal(err)
 	}
-	if n.reload(); n.Name() != "default" {
+	if n.Reload(); n.Name() != "default" {
 		t.Errorf("without: %s", n.Name())
 	}
 }

@@ -23,7 +23,7 @@ func (n *Network) Run(ctx context.Context) error {
 	if err := watcher.Add(n.cfg.ConfDir); err != nil {
 		return fmt.Errorf("watch the network configurations in %s: %w", n.cfg.ConfDir, err)
 	}
-	n.reload() // what changed since New
+	n.Reload() // what changed since New
 	settled := time.NewTimer(time.Hour)
 	settled.Stop()
 	for {
@@ -39,7 +39,7 @@ func (n *Network) Run(ctx context.Context) error {
 			n.cfg.Logger.Warn("network configuration watch", "error", err)
 			settled.Reset(50 * time.Millisecond)
 		case <-settled.C:
-			n.reload()
+			n.Reload()
 		}
 	}
 }

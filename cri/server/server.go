@@ -14,10 +14,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sync/singleflight"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -29,6 +31,7 @@ import (
 	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/shim"
 	"github.com/berth-io/berth/cri/spec"
+	"github.com/berth-io/berth/cri/stats"
 	"github.com/berth-io/berth/cri/store"
 	"github.com/berth-io/berth/cri/streaming"
 )
@@ -43,8 +46,9 @@ const (
 	recoveryTimeout = 5 * time.Second
 	// killTimeout is how long a process may take to end after SIGKILL.
 	killTimeout = time.Minute
-	// eventBacklog is how many events a reader may be behind.
-	eventBacklog = 4096
+	// eventBacklog is how many events a reader may be behind: some 2 MB of
+	// them, or the starts of 200 pods.
+	eventBacklog = 1024
 )
 
 // Config says where things are and what the host is like.
@@ -62,7 +66,9 @@ type Config struct {
 	Version string // of the build
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
-	Logger     *slog.Logger
+	// PodCIDRs may be nil: then what the kubelet assigns is checked, and no more.
+	PodCIDRs PodCIDRs
+	Logger   *slog.Logger
 }
 
 // Server is the CRI runtime and image service.
@@ -80,6 +86,12 @@ type Server struct {
 	containers *store.Table[store.Container]
 	events     *events.Broadcaster
 	streams    *streaming.Server
+	reader     *stats.Reader
+	layers     *stats.Layers
+	// endMeasuring ends what layers measures in the background.
+	endMeasuring context.CancelFunc
+	// layerDevice is what the writable layers are on, found once.
+	layerDevice func() (string, error)
 
 	flights    singleflight.Group // creations by name
 	background sync.WaitGroup     // goroutines that outlive their request
@@ -91,6 +103,8 @@ type Server struct {
 	mu    sync.Mutex
 	pods  map[string]*pod  // by sandbox ID
 	tasks map[string]*task // by container ID
+	// samples are by either ID.
+	samples map[string]*sample
 }
 
 // New opens the records. Restart must be called before the server serves.
@@ -101,12 +115,20 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 		closing: make(chan struct{}),
 		pods:    map[string]*pod{},
 		tasks:   map[string]*task{},
+		samples: map[string]*sample{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.ended, s.endEvents = context.WithCancel(context.Background())
 	s.streams = streaming.New(cfg.StreamAddr, streamRuntime{s})
+	measuring, endMeasuring := context.WithCancel(context.Background())
+	s.endMeasuring = endMeasuring
+	s.reader = stats.NewReader(stats.Hierarchies{
+		Unified: cfg.Cgroups.Unified, Mount: cfg.Cgroups.Mount, HugePageSizes: cgroups.HugePageSizes(),
+	})
+	s.layers = stats.NewLayers(measuring, &s.background)
+	s.layerDevice = sync.OnceValues(func() (string, error) { return mountSource(s.layersDir()) })
 	var err error
 	var badSandboxes, badContainers []store.Bad
 	if s.sandboxes, badSandboxes, err = store.Open[store.Sandbox](filepath.Join(cfg.RunDir, "sandboxes"), store.SandboxFile); err != nil {
@@ -196,6 +218,8 @@ func (s *Server) forget(sandboxID, containerID string) {
 	defer s.mu.Unlock()
 	delete(s.pods, sandboxID)
 	delete(s.tasks, containerID)
+	delete(s.samples, sandboxID)
+	delete(s.samples, containerID)
 }
 
 // lock is a mutex that one can stop waiting for.
@@ -250,6 +274,7 @@ func (s *Server) goBackground(f func(ctx context.Context)) {
 // Close lets the shims go, which live on, and waits for what is under way.
 func (s *Server) Close() {
 	close(s.closing)
+	s.endMeasuring()
 	s.mu.Lock()
 	pods := make([]*pod, 0, len(s.pods))
 	for _, p := range s.pods {
@@ -351,4 +376,13 @@ type Shims interface {
 	// AwaitOrphans returns once nothing that a shim which is gone has started
 	// can still make a container.
 	AwaitOrphans(ctx context.Context, dir string) error
+}
+
+// PodCIDRs keeps the pod subnets that the kubelet assigns to this node.
+type PodCIDRs interface {
+	// Assign keeps them for good and configures the pod network with them
+	// where that is its business. It is idempotent.
+	Assign(cidrs []netip.Prefix) error
+	// Assigned returns what is kept, and for people what came of it.
+	Assigned() (cidrs []netip.Prefix, use string)
 }

@@ -380,7 +380,17 @@ func TestBadRequestsHaveTheirCodes(t *testing.T) {
 			_, err := s.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: "zz"})
 			return err
 		}, codes.OK},
-		"statistics": {func() error { _, err := s.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{}); return err }, codes.Unimplemented},
+		"statistics of no container": {func() error { _, err := s.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{}); return err }, codes.NotFound},
+		"statistics of an unknown sandbox": {func() error {
+			_, err := s.PodSandboxStats(ctx, &runtimeapi.PodSandboxStatsRequest{PodSandboxId: "zz"})
+			return err
+		}, codes.NotFound},
+		"a pod subnet that is none": {func() error {
+			_, err := s.UpdateRuntimeConfig(ctx, &runtimeapi.UpdateRuntimeConfigRequest{
+				RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: "10.0.0.1/8"}},
+			})
+			return err
+		}, codes.InvalidArgument},
 		"exec in unknown": {func() error {
 			_, err := s.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: "zz", Cmd: []string{"x"}})
 			return err

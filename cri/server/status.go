@@ -40,14 +40,17 @@ func (s *Server) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*ru
 		Features:        &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
 	}
 	if req.GetVerbose() {
-		var err error
-		resp.Info, err = infoJSON(map[string]any{
+		info := map[string]any{
 			"network": s.network.Name(), "defaultRuntime": s.cfg.Handlers.Default().Name, "runtimes": s.handlersInfo(),
 			"runDir": s.cfg.RunDir, "stateDir": s.cfg.StateDir,
 			"sandboxes": len(s.sandboxes.List()), "containers": len(s.containers.List()),
 			"noUserNamespaces": s.handlersWithoutUserNamespaces(ctx),
-		})
-		if err != nil {
+		}
+		if s.cfg.PodCIDRs != nil {
+			info["podCIDRs"], info["podCIDRsUse"] = s.cfg.PodCIDRs.Assigned()
+		}
+		var err error
+		if resp.Info, err = infoJSON(info); err != nil {
 			return nil, err
 		}
 	}
@@ -95,20 +98,4 @@ func (s *Server) handlersInfo() map[string]handler.Config {
 		info[r.Name] = r.Config
 	}
 	return info
-}
-
-// RuntimeConfig tells the kubelet which cgroup driver to use.
-func (s *Server) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
-	driver := runtimeapi.CgroupDriver_CGROUPFS
-	if s.cfg.Host.SystemdCgroup {
-		driver = runtimeapi.CgroupDriver_SYSTEMD
-	}
-	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
-}
-
-// UpdateRuntimeConfig takes the node's pod CIDR, and needs none: the network
-// configuration says which addresses pods get.
-func (s *Server) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	s.log.Debug("pod CIDR of the node", "cidr", req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr())
-	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

@@ -22,15 +22,15 @@ func number(data []byte) (uint64, error) {
 
 // flatKeyed reads lines of a key and a number, as memory.stat has them. A
 // number that does not fit, such as a negative one, makes its line unknown, as
-// a later kernel's format would.
-func flatKeyed(data []byte, take func(key string, value uint64)) {
+// a later kernel's format would. take must not keep the key.
+func flatKeyed(data []byte, take func(key []byte, value uint64)) {
 	for line := range bytes.Lines(data) {
 		key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte(" "))
 		if !ok {
 			continue
 		}
 		if n, err := strconv.ParseUint(string(value), 10, 64); err == nil {
-			take(string(key), n)
+			take(key, n)
 		}
 	}
 }

@@ -83,7 +83,7 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 	got := map[string]uint64{}
-	flatKeyed([]byte("anon 1\nnegative -1\nlonely\nfile 2"), func(k string, n uint64) { got[k] = n })
+	flatKeyed([]byte("anon 1\nnegative -1\nlonely\nfile 2"), func(k []byte, n uint64) { got[string(k)] = n })
 	if want := map[string]uint64{"anon": 1, "file": 2}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v", got)
 	}
@@ -111,8 +111,8 @@ func FuzzParse(f *testing.F) {
 		if n, err := number(data); err == nil && n != Unlimited && len(data) == 0 {
 			t.Error("a number from nothing")
 		}
-		flatKeyed(data, func(key string, _ uint64) {
-			if key == "" && len(data) == 0 {
+		flatKeyed(data, func(key []byte, _ uint64) {
+			if len(key) == 0 && len(data) == 0 {
 				t.Error("a key from nothing")
 			}
 		})

@@ -17,17 +17,18 @@ import (
 // for a cgroup that is gone.
 func (r *Reader) Processes(path string) ([]int, error) {
 	var mount string
-	if r.hosts.Unified {
-		mount = r.hosts.Mount("")
+	if r.host.Unified {
+		mount = r.host.Mount("")
 	} else {
 		// Processes are in the same cgroup of every hierarchy.
 		for _, controller := range []string{"pids", "memory", "cpuacct"} {
-			if mount = r.hosts.Mount(controller); mount != "" {
+			if mount = r.host.Mount(controller); mount != "" {
 				break
 			}
 		}
 	}
-	f := files{buf: make([]byte, bufferSize)}
+	f, done := r.files()
+	defer done()
 	return f.processes(nil, filepath.Join(mount, path))
 }
 
@@ -132,4 +133,20 @@ func OpenFilesLimit(pid int) (uint64, error) {
 		return 0, fmt.Errorf("read the limit of open files of process %d: %w", pid, err)
 	}
 	return l.Cur, nil
+}
+
+// Device names a block device, /dev/sda, or MAJ:MIN when the kernel does not
+// know it any more.
+func Device(major, minor uint32) string {
+	number := fmt.Sprintf("%d:%d", major, minor)
+	data, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
+	if err != nil {
+		return number
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+			return "/dev/" + name
+		}
+	}
+	return number
 }

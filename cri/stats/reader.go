@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,13 +21,35 @@ type Hierarchies struct {
 	// Mount returns the mount point of a version 1 controller, and that of
 	// version 2 for ""; empty where there is none.
 	Mount func(controller string) string
+	// HugePageSizes are those of the kernel, as its files name them: 2MB, 1GB.
+	HugePageSizes []string
 }
 
 // Reader reads cgroups. It is safe for concurrent use.
-type Reader struct{ hosts Hierarchies }
+type Reader struct {
+	host    Hierarchies
+	buffers sync.Pool // of *[]byte: readings come in hundreds at once
+}
 
 // NewReader returns a reader of the host's cgroups.
-func NewReader(h Hierarchies) *Reader { return &Reader{hosts: h} }
+func NewReader(h Hierarchies) *Reader {
+	r := &Reader{host: h}
+	r.buffers.New = func() any {
+		b := make([]byte, bufferSize)
+		return &b
+	}
+	return r
+}
+
+// files takes a buffer for a reading; done gives it back.
+func (r *Reader) files() (f *files, done func()) {
+	buf := r.buffers.Get().(*[]byte)
+	f = &files{buf: *buf}
+	return f, func() {
+		*buf = f.buf // it may have grown
+		r.buffers.Put(buf)
+	}
+}
 
 // Usage is what one cgroup, and those below it, use.
 type Usage struct {
@@ -83,9 +106,17 @@ type Swap struct {
 // Detail is Usage with what only metrics show.
 type Detail struct {
 	Usage
-	IO []DeviceIO
+	IO        []DeviceIO
+	HugePages []HugePages
 	// Tasks are threads. MaxTasks may be Unlimited.
 	Tasks, MaxTasks *uint64
+}
+
+// HugePages of one size, in bytes.
+type HugePages struct {
+	Size  string // 2MB
+	Usage uint64
+	Peak  *uint64 // version 2 does not keep it
 }
 
 // Usage reads a cgroup by its path below the mount points.
@@ -99,11 +130,12 @@ func (r *Reader) Detail(path string) (Detail, error) { return r.read(path, true)
 
 func (r *Reader) read(path string, all bool) (Detail, error) {
 	d := Detail{Usage: Usage{At: time.Now()}}
-	f := files{buf: make([]byte, bufferSize)}
-	if r.hosts.Unified {
-		readV2(&f, filepath.Join(r.hosts.Mount(""), path), &d, all)
+	f, done := r.files()
+	defer done()
+	if r.host.Unified {
+		r.readV2(f, filepath.Join(r.host.Mount(""), path), &d, all)
 	} else {
-		r.readV1(&f, path, &d, all)
+		r.readV1(f, path, &d, all)
 	}
 	switch {
 	case f.err != nil:
@@ -196,7 +228,7 @@ func (f *files) optional(dir, name string) *uint64 {
 	return nil
 }
 
-func (f *files) keyed(dir, name string, take func(key string, value uint64)) bool {
+func (f *files) keyed(dir, name string, take func(key []byte, value uint64)) bool {
 	data, ok := f.read(dir, name)
 	if ok {
 		flatKeyed(data, take)

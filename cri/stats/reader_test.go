@@ -36,7 +36,11 @@ func golden(t *testing.T, file string, value any) {
 	}
 }
 
+// hugePageSizes: of those of 1 GB, the files are as before Linux 5.7.
+var hugePageSizes = []string{"2MB", "1GB"}
+
 // The directories hold the files of real cgroups: v1 of Linux 6.18, v2 of 7.2.
+// Those of huge pages are made up: neither host had the controller.
 func testReader(t *testing.T, version string) *Reader {
 	t.Helper()
 	root, err := filepath.Abs(filepath.Join("testdata", version))
@@ -44,9 +48,9 @@ func testReader(t *testing.T, version string) *Reader {
 		t.Fatal(err)
 	}
 	if version == "v2" {
-		return NewReader(Hierarchies{Unified: true, Mount: func(string) string { return root }})
+		return NewReader(Hierarchies{Unified: true, HugePageSizes: hugePageSizes, Mount: func(string) string { return root }})
 	}
-	return NewReader(Hierarchies{Mount: func(controller string) string {
+	return NewReader(Hierarchies{HugePageSizes: hugePageSizes, Mount: func(controller string) string {
 		if controller == "" {
 			return ""
 		}

@@ -14,7 +14,7 @@ const unlimitedV1 = 1 << 62
 // processes in a cgroup of version 2 with the same name.
 func (r *Reader) readV1(f *files, path string, d *Detail, all bool) {
 	dir := func(controller string) string {
-		if mount := r.hosts.Mount(controller); mount != "" {
+		if mount := r.host.Mount(controller); mount != "" {
 			return filepath.Join(mount, path)
 		}
 		return ""
@@ -35,6 +35,17 @@ func (r *Reader) readV1(f *files, path string, d *Detail, all bool) {
 		}
 	}
 	d.Tasks, d.MaxTasks = f.optional(dir("pids"), "pids.current"), f.optional(dir("pids"), "pids.max")
+	for _, size := range r.host.HugePageSizes {
+		// Reserved pages count against the limit, since Linux 5.7.
+		for _, kind := range []string{".rsvd", ""} {
+			prefix := "hugetlb." + size + kind
+			if usage, ok := f.number(dir("hugetlb"), prefix+".usage_in_bytes"); ok {
+				peak := f.optional(dir("hugetlb"), prefix+".max_usage_in_bytes")
+				d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: usage, Peak: peak})
+				break
+			}
+		}
+	}
 }
 
 func readCPUV1(f *files, cpuacct, cpu string, u *Usage, all bool) {
@@ -50,8 +61,8 @@ func readCPUV1(f *files, cpuacct, cpu string, u *Usage, all bool) {
 	user, _ := f.number(cpuacct, "cpuacct.usage_user")
 	system, _ := f.number(cpuacct, "cpuacct.usage_sys")
 	c.User, c.System = time.Duration(user), time.Duration(system)
-	f.keyed(cpu, "cpu.stat", func(key string, n uint64) {
-		switch key {
+	f.keyed(cpu, "cpu.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "nr_periods":
 			c.Periods = n
 		case "nr_throttled":
@@ -73,8 +84,8 @@ func readMemoryV1(f *files, dir string, u *Usage, all bool) {
 	}
 	m := Memory{Usage: usage, Limit: Unlimited}
 	var swap uint64
-	f.keyed(dir, "memory.stat", func(key string, n uint64) {
-		switch key {
+	f.keyed(dir, "memory.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "total_rss":
 			m.RSS = n
 		case "total_cache":
@@ -107,8 +118,8 @@ func readMemoryV1(f *files, dir string, u *Usage, all bool) {
 		m.Kernel, _ = f.number(dir, "memory.kmem.usage_in_bytes")
 		m.Peak, _ = f.number(dir, "memory.max_usage_in_bytes")
 		m.LimitHits, _ = f.number(dir, "memory.failcnt")
-		f.keyed(dir, "memory.oom_control", func(key string, n uint64) {
-			if key == "oom_kill" {
+		f.keyed(dir, "memory.oom_control", func(key []byte, n uint64) {
+			if string(key) == "oom_kill" {
 				m.OOMKills = n
 			}
 		})
@@ -120,6 +131,6 @@ func readMemoryV1(f *files, dir string, u *Usage, all bool) {
 // an empty one is none, whatever happens to those elsewhere.
 func populated(f *files, dir string) bool {
 	has := false
-	f.keyed(dir, "cgroup.events", func(key string, n uint64) { has = has || key == "populated" && n > 0 })
+	f.keyed(dir, "cgroup.events", func(key []byte, n uint64) { has = has || string(key) == "populated" && n > 0 })
 	return has
 }

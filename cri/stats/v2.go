@@ -3,7 +3,7 @@ package stats
 import "time"
 
 // readV2 reads a cgroup of version 2 (Linux, Documentation/admin-guide/cgroup-v2.rst).
-func readV2(f *files, dir string, d *Detail, all bool) {
+func (r *Reader) readV2(f *files, dir string, d *Detail, all bool) {
 	readCPUV2(f, dir, &d.Usage)
 	readMemoryV2(f, dir, &d.Usage, all)
 	if usage, ok := f.number(dir, "memory.swap.current"); ok {
@@ -20,13 +20,22 @@ func readV2(f *files, dir string, d *Detail, all bool) {
 		d.IO = ioStat(data)
 	}
 	d.Tasks, d.MaxTasks = f.optional(dir, "pids.current"), f.optional(dir, "pids.max")
+	for _, size := range r.host.HugePageSizes {
+		// Reserved pages count against the limit, since Linux 5.7.
+		for _, file := range []string{".rsvd.current", ".current"} {
+			if usage, ok := f.number(dir, "hugetlb."+size+file); ok {
+				d.HugePages = append(d.HugePages, HugePages{Size: size, Usage: usage})
+				break
+			}
+		}
+	}
 }
 
 func readCPUV2(f *files, dir string, u *Usage) {
 	var c CPU
 	µs := func(n uint64) time.Duration { return time.Duration(n) * time.Microsecond }
-	ok := f.keyed(dir, "cpu.stat", func(key string, n uint64) {
-		switch key {
+	ok := f.keyed(dir, "cpu.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "usage_usec":
 			c.Total = µs(n)
 		case "user_usec":
@@ -56,8 +65,8 @@ func readMemoryV2(f *files, dir string, u *Usage, all bool) {
 		return
 	}
 	m := Memory{Usage: usage, Limit: Unlimited}
-	f.keyed(dir, "memory.stat", func(key string, n uint64) {
-		switch key {
+	f.keyed(dir, "memory.stat", func(key []byte, n uint64) {
+		switch string(key) {
 		case "anon":
 			m.RSS = n
 		case "file":
@@ -82,8 +91,8 @@ func readMemoryV2(f *files, dir string, u *Usage, all bool) {
 	}
 	if all {
 		m.Peak, _ = f.number(dir, "memory.peak") // since Linux 5.19
-		f.keyed(dir, "memory.events", func(key string, n uint64) {
-			switch key {
+		f.keyed(dir, "memory.events", func(key []byte, n uint64) {
+			switch string(key) {
 			case "max":
 				m.LimitHits = n
 			case "oom_kill":

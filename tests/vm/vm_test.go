@@ -12,6 +12,7 @@ package vm
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,8 +24,11 @@ import (
 // work keeps the machine's kernel and disk from one run to the next.
 const work = "/var/tmp/berth-vm"
 
-// tests are those of tests/pods that look at cgroups.
-const tests = "^(TestResources|TestClaimOutlivesItsPod)$"
+// suites are the tests that look at cgroups.
+var suites = []struct{ pkg, tests string }{
+	{"pods", "^(TestResources|TestClaimOutlivesItsPod)$"},
+	{"cri", "^(TestStatistics|TestMetricStatistics)$"},
+}
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -40,23 +44,28 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 	}
 	run(t, 15*time.Minute, script, "prepare", work)
 	payload := t.TempDir()
-	program := filepath.Join(payload, "pods.test")
-	build := exec.Command("go", "test", "-c", "-o", program, "../pods")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build tests/pods: %v\n%s", err, out)
+	for _, suite := range suites {
+		build := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, suite.pkg+".test"), "../"+suite.pkg)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build tests/%s: %v\n%s", suite.pkg, err, out)
+		}
 	}
 	for _, name := range []string{"berth", "berth-shim", "berth-cni", "runc", "tests"} {
 		run(t, time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
 	}
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		t.Run(driver, func(t *testing.T) {
-			runScript := strings.Join([]string{
+			lines := []string{
 				"#!/bin/sh",
 				"export BERTH_TEST_BIN=/payload BERTH_TEST_CGROUP_DRIVER=" + driver,
 				"stat -f -c 'cgroups are %T' /sys/fs/cgroup",
-				"exec ./pods.test -test.v -test.parallel=4 -test.timeout=8m -test.run='" + tests + "'", "",
-			}, "\n")
+				"failed=0",
+			}
+			for _, suite := range suites {
+				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=8m -test.run='%s' || failed=1", suite.pkg, suite.tests))
+			}
+			runScript := strings.Join(append(lines, "exit $failed", ""), "\n")
 			if err := os.WriteFile(filepath.Join(payload, "run.sh"), []byte(runScript), 0o755); err != nil {
 				t.Fatal(err)
 			}

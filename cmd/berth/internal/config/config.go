@@ -24,6 +24,9 @@ import (
 // DefaultPath is where the configuration is looked for.
 const DefaultPath = "/etc/berth/berth.yaml"
 
+// DefaultPodCIDR is the subnet of pods where nothing says another.
+const DefaultPodCIDR = "10.85.0.0/16"
+
 // Roles that one daemon can have.
 const (
 	RoleAgent   = "agent"
@@ -98,7 +101,7 @@ type Config struct {
 // Network is Berth's own pod network.
 type Network struct {
 	// PodCIDRs are this node's pod subnets, at most one of each family.
-	// Default: 10.85.0.0/16.
+	// Default: those that a kubelet assigns, before that DefaultPodCIDR.
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 	// Bridge is the bridge's name. Default: berth0.
 	Bridge string `json:"bridge,omitempty"`
@@ -190,9 +193,6 @@ func (c *Config) setDefaults() error {
 	}
 	if c.CertsDirs == nil {
 		c.CertsDirs = []string{"/etc/berth/certs.d", "/etc/containerd/certs.d"}
-	}
-	if c.Network.PodCIDRs == nil {
-		c.Network.PodCIDRs = []string{"10.85.0.0/16"}
 	}
 	if c.Rescan.Duration == 0 {
 		c.Rescan.Duration = 20 * time.Second

@@ -200,7 +200,11 @@ func network(c config.Config) (Verdict, string, string) {
 	if len(lists) > 0 {
 		return OK, "CNI configuration " + lists[0], ""
 	}
-	return OK, fmt.Sprintf("Berth's own: %s on %s", strings.Join(c.Network.PodCIDRs, ", "), c.Network.Bridge), ""
+	cidrs := c.Network.PodCIDRs
+	if len(cidrs) == 0 {
+		cidrs = []string{config.DefaultPodCIDR}
+	}
+	return OK, fmt.Sprintf("Berth's own: %s on %s", strings.Join(cidrs, ", "), c.Network.Bridge), ""
 }
 
 // disk: below 10 % free nothing good will happen; the kubelet evicts there.

@@ -46,13 +46,15 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 		return fmt.Errorf("set the image library's log level: %w", err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	if c.Has(config.RoleNetwork) {
-		if err := configureNetwork(c); err != nil {
-			return err
-		}
+	podNetwork, err := openPodNetwork(c)
+	if err != nil {
+		return err
+	}
+	if err := podNetwork.Configure(); err != nil {
+		return err
 	}
 	if c.Has(config.RoleCRI) {
-		runtime, err := newRuntime(ctx, c, version, log)
+		runtime, err := newRuntime(ctx, c, podNetwork, version, log)
 		if err != nil {
 			return err
 		}
@@ -69,7 +71,7 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 		return err
 	}
 	group.Go(func() error { return notify.Watchdog(ctx, alive(c)) })
-	err := group.Wait()
+	err = group.Wait()
 	if stopErr := notify.Stopping(); stopErr != nil {
 		log.Warn("the service manager does not know that the node stops", "err", stopErr)
 	}
@@ -79,7 +81,7 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 	return err
 }
 
-func newRuntime(ctx context.Context, c config.Config, version string, log *slog.Logger) (*cri.Runtime, error) {
+func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, version string, log *slog.Logger) (*cri.Runtime, error) {
 	cniPlugins := map[string]network.Plugin{}
 	if c.Has(config.RoleNetwork) {
 		cniPlugins[plugin.Type] = plugin.New(plugin.Config{}).Handle
@@ -95,7 +97,8 @@ func newRuntime(ctx context.Context, c config.Config, version string, log *slog.
 		Image: image.Config{
 			Root: filepath.Join(c.RootDir, "images"), CertsDirs: c.CertsDirs, Log: log,
 		},
-		Logger: log,
+		PodCIDRs: podCIDRs,
+		Logger:   log,
 	})
 	if err != nil {
 		return nil, named("runtime", err)

@@ -24,6 +24,8 @@ var commands = map[string]struct {
 	"exit":     {exit, "write a termination message, wait, exit with a code"},
 	"lines":    {lines, "print numbered lines"},
 	"alloc":    {alloc, "touch memory and hold it"},
+	"burn":     {burn, "use CPU time, then wait"},
+	"datagram": {datagrams, "send UDP datagrams"},
 	"zombies":  {zombies, "orphan children and count the zombies they leave"},
 	"serve":    {serve, "HTTP, TCP, UDP and gRPC health on one switch"},
 	"get":      {get, "GET a URL and print the body"},
