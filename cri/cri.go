@@ -64,7 +64,9 @@ type Config struct {
 	RuntimeBinary string // the OCI runtime of pods that name no handler
 	RuntimeRoot   string // its --root; empty: RunDir/runc
 	// Handlers are the OCI runtimes of other runtime handlers, by name.
-	Handlers     map[string]string
+	Handlers map[string]string
+	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
+	CDISpecDirs  []string
 	CgroupDriver string // DriverCgroupfs or DriverSystemd
 	Version      string // of the build
 	Network      network.Config
@@ -146,9 +148,10 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	}
 	c := server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
-		Runtime:  runtime(cfg.RuntimeBinary, cfg.RuntimeRoot),
-		Handlers: map[string]shim.Runtime{},
-		Host:     probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
+		Runtime:     runtime(cfg.RuntimeBinary, cfg.RuntimeRoot),
+		Handlers:    map[string]shim.Runtime{},
+		CDISpecDirs: cfg.CDISpecDirs,
+		Host:        probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
 	}
 	for name, binary := range cfg.Handlers {

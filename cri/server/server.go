@@ -58,9 +58,11 @@ type Config struct {
 	// Features are those of the handlers, the default one's under "".
 	Features map[string]spec.Features
 	Host     spec.Host
-	Cgroups  *cgroup.Tree
-	BootID   string
-	Version  string // of the build
+	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
+	CDISpecDirs []string
+	Cgroups     *cgroup.Tree
+	BootID      string
+	Version     string // of the build
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	Logger     *slog.Logger

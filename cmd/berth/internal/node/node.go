@@ -86,6 +86,7 @@ func newRuntime(ctx context.Context, c config.Config, version string, log *slog.
 	r, err := cri.New(ctx, cri.Config{
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
 		RuntimeBinary: c.RuntimeBinary, CgroupDriver: c.CgroupDriver, Version: version,
+		CDISpecDirs: c.CDISpecDirs,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
