@@ -40,6 +40,7 @@ import (
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/agent/qos"
 	"github.com/berth-io/berth/agent/source"
+	"github.com/berth-io/berth/agent/userns"
 	"github.com/berth-io/berth/agent/worker"
 	"github.com/berth-io/berth/csi/volume"
 )
@@ -127,6 +128,7 @@ func New(c Config) (*Agent, error) {
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
 		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
+		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,

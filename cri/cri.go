@@ -71,10 +71,12 @@ type Config struct {
 	Handlers map[string]handler.Config
 	// DefaultHandler is that of pods that name none; empty: HandlerRunc.
 	DefaultHandler string
-	CgroupDriver   string // DriverCgroupfs or DriverSystemd
-	Version        string // of the build
-	Network        network.Config
-	Image          image.Config
+	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
+	CDISpecDirs  []string
+	CgroupDriver string // DriverCgroupfs or DriverSystemd
+	Version      string // of the build
+	Network      network.Config
+	Image        image.Config
 	// PodCIDRs takes the pod subnets that a kubelet assigns; nil: nobody does.
 	PodCIDRs server.PodCIDRs `json:"-"`
 	Logger   *slog.Logger
@@ -152,7 +154,7 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	}
 	c := server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
-		Handlers: handlers, NoIDMap: r.noIDMap(),
+		Handlers: handlers, NoIDMap: r.noIDMap(), CDISpecDirs: cfg.CDISpecDirs,
 		Host: probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
 	}

@@ -5,6 +5,7 @@
 //	act.go        what all actions share
 //	pod.go        before the first container and after the last: cgroup, volumes, directories
 //	sandbox.go    create, stop, remove a sandbox
+//	features.go   what pods want that not every runtime has
 //	container.go  image, create, start, postStart
 //	kill.go       preStop, signal, grace
 package act
@@ -77,7 +78,10 @@ type Parts struct {
 	Objects    volume.Objects
 	Cgroups    Cgroups
 	Hooks      Hooks
-	Events     *event.Recorder
+	// Features and UserNamespaces are asked for pods that want them.
+	Features       Features
+	UserNamespaces UserNamespaces
+	Events         *event.Recorder
 }
 
 // Config of an Actor.

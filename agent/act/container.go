@@ -27,7 +27,10 @@ import (
 // StartContainer brings one container up: image, create, start, postStart.
 // An error is an *Error, or ctx's.
 func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContainer) error {
-	sandbox, err := a.sandboxConfig(pod.Pod, pod.Attempt)
+	sandbox, err := a.sandboxConfig(ctx, pod.Pod, pod.Attempt)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		return failed("CreateContainerConfigError", err)
 	}
@@ -39,7 +42,7 @@ func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContain
 	if err != nil {
 		return err
 	}
-	config, err := a.containerConfig(ctx, pod, s, image, volumes)
+	config, err := a.containerConfig(ctx, pod, s, pulled{own: image, volumes: volumes}, sandbox)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -105,11 +108,19 @@ func imageSource(pod *v1.Pod, volume string) *v1.ImageVolumeSource {
 	return nil
 }
 
-func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, image *runtimeapi.Image, volumes map[string]*runtimeapi.ImageSpec) (*runtimeapi.ContainerConfig, error) {
+// pulled are the images of one container: its own, and those of the image
+// volumes that it mounts, by the volumes' names.
+type pulled struct {
+	own     *runtimeapi.Image
+	volumes map[string]*runtimeapi.ImageSpec
+}
+
+func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, images pulled, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
 		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs,
-		Image: image, ImageRef: image.GetId(),
-		Resources: qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
+		Image: images.own, ImageRef: images.own.GetId(),
+		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
+		UserNamespace: podspec.UserNamespace(sandbox),
 	}
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
@@ -122,7 +133,7 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if err != nil {
 		return nil, err
 	}
-	sources.Images = volumes
+	sources.Images = images.volumes
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}
@@ -146,10 +157,15 @@ func (a *Actor) mountSources(ctx context.Context, pod Pod, s plan.StartContainer
 	if err := a.Volumes.CleanSubPaths(ctx, string(pod.UID), name); err != nil {
 		return podspec.MountSources{}, fmt.Errorf("release the subPaths of the container's last run: %w", err)
 	}
+	recursive, err := a.recursiveReadOnly(ctx, pod.Pod, s.Container)
+	if err != nil {
+		return podspec.MountSources{}, err
+	}
 	return podspec.MountSources{
-		Volumes:        pod.Mounted,
-		HostsFile:      hosts,
-		TerminationLog: termination,
+		Volumes:           pod.Mounted,
+		HostsFile:         hosts,
+		TerminationLog:    termination,
+		RecursiveReadOnly: recursive,
 		SubPath: func(index int, vol volume.Mounted, subPath string, readOnly bool) (string, error) {
 			return a.Volumes.SubPath(ctx, a.volumePod(pod), name, index, vol, subPath, readOnly)
 		},

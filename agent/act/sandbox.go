@@ -14,8 +14,12 @@ import (
 
 // CreateSandbox makes a pod's sandbox and returns its ID.
 func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
-	config, err := a.sandboxConfig(pod.Pod, attempt)
+	config, err := a.sandboxConfig(ctx, pod.Pod, attempt)
+	if ctx.Err() != nil && err != nil {
+		return "", err
+	}
 	if err != nil {
+		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %s", message(err))
 		return "", failed("CreatePodSandboxError", err)
 	}
 	for _, w := range a.dnsWarnings(pod.Pod) {
@@ -70,12 +74,16 @@ func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
 
 // sandboxConfig is made anew for each call that wants it: it follows from the
 // pod, the attempt and the node.
-func (a *Actor) sandboxConfig(pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+func (a *Actor) sandboxConfig(ctx context.Context, pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
 	parent, err := a.Cgroups.EnsurePod(pod)
 	if err != nil {
 		return nil, err
 	}
-	return podspec.Sandbox(pod, attempt, a.config.Node, parent)
+	userNamespace, err := a.userNamespace(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	return podspec.Sandbox(pod, attempt, a.config.Node, parent, userNamespace)
 }
 
 // dnsWarnings tells what a pod's DNS policy could not give. On a node without

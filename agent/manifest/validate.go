@@ -104,6 +104,7 @@ func validatePod(pod *v1.Pod, paths podPaths) field.ErrorList {
 	errs = append(errs, validateDNS(spec, path)...)
 	errs = append(errs, validateHostNetworkPorts(spec, path)...)
 	errs = append(errs, validatePodSecurity(spec, path)...)
+	errs = append(errs, validateHostUsers(spec, path)...)
 	errs = append(errs, validatePodResources(pod, path)...)
 	return append(errs, validateUnsupported(spec, path)...)
 }
@@ -286,6 +287,5 @@ func validateUnsupported(spec *v1.PodSpec, path *field.Path) field.ErrorList {
 	refuse(len(spec.ResourceClaims) > 0, "resourceClaims", unsupported)
 	refuse(len(spec.SchedulingGates) > 0, "schedulingGates", "a pod from a manifest is bound to this node already")
 	refuse(spec.SchedulingGroup != nil, "schedulingGroup", unsupported)
-	refuse(spec.HostUsers != nil && !*spec.HostUsers, "hostUsers", "user namespaces are "+unsupported)
 	return errs
 }

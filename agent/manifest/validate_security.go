@@ -41,6 +41,23 @@ func validatePodSecurity(spec *v1.PodSpec, specPath *field.Path) field.ErrorList
 	return errs
 }
 
+// validateHostUsers: a pod with a user namespace shares none with the node.
+func validateHostUsers(spec *v1.PodSpec, path *field.Path) field.ErrorList {
+	if spec.HostUsers == nil || *spec.HostUsers {
+		return nil
+	}
+	var errs field.ErrorList
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{{"hostNetwork", spec.HostNetwork}, {"hostPID", spec.HostPID}, {"hostIPC", spec.HostIPC}} {
+		if f.set {
+			errs = append(errs, field.Forbidden(path.Child(f.name), "when `hostUsers` is false"))
+		}
+	}
+	return errs
+}
+
 func validateIDs(user, group *int64, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if user != nil {

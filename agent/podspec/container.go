@@ -6,6 +6,15 @@ import (
 	"github.com/berth-io/berth/csi/volume"
 )
 
+// mapped are mounts in which the container sees the owners of files as if it
+// had no user namespace. The kubelet maps all mounts of such a pod.
+func mapped(mounts []*runtimeapi.Mount, u *runtimeapi.UserNamespace) []*runtimeapi.Mount {
+	for _, m := range mounts {
+		m.UidMappings, m.GidMappings = u.GetUids(), u.GetGids()
+	}
+	return mounts
+}
+
 // ContainerConfig is the configuration of a container, with its environment
 // resolved from objects. Errors that the user can mend are *ConfigError.
 func ContainerConfig(c Container, node Node, objects volume.Objects) (*runtimeapi.ContainerConfig, error) {
@@ -33,7 +42,7 @@ func ContainerConfig(c Container, node Node, objects volume.Objects) (*runtimeap
 		Args:        expandAll(c.Container.Args, lookup),
 		WorkingDir:  c.Container.WorkingDir,
 		Envs:        env,
-		Mounts:      c.Mounts,
+		Mounts:      mapped(c.Mounts, c.UserNamespace),
 		Labels:      containerLabels(c.Pod, c.Container),
 		Annotations: annotations,
 		LogPath:     LogPath(c.Container.Name, c.Attempt),

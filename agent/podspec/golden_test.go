@@ -40,7 +40,7 @@ func TestCompleteConfigurationsAreTheKubelets(t *testing.T) {
 	for _, name := range []string{"everything", "hostpod"} {
 		t.Run(name, func(t *testing.T) {
 			pod := loadPod(t, name)
-			sandbox, err := Sandbox(pod, 2, testNode, "/kubepods/burstable/pod1")
+			sandbox, err := Sandbox(pod, 2, testNode, "/kubepods/burstable/pod1", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -40,7 +40,9 @@ type Container struct {
 	ImageRef  string
 	Mounts    []*runtimeapi.Mount // volumes, made by the caller with VolumeMounts
 	Resources *runtimeapi.LinuxContainerResources
-	Backoff   string // annotation berth.io/backoff; empty: none
+	// UserNamespace is the pod's, see Sandbox.
+	UserNamespace *runtimeapi.UserNamespace
+	Backoff       string // annotation berth.io/backoff; empty: none
 }
 
 // A ConfigError is the user's to mend and is reported as

@@ -11,8 +11,9 @@ import (
 
 // Sandbox is the configuration of a pod's sandbox. The caller adds
 // Linux.Resources and Linux.Overhead where it wants the runtime to know them.
-// What the DNS policy could not give is told by DNS.
-func Sandbox(pod *v1.Pod, attempt uint32, node Node, cgroupParent string) (*runtimeapi.PodSandboxConfig, error) {
+// What the DNS policy could not give is told by DNS. userNamespace has the ID
+// mappings of a pod with hostUsers: false, and is nil for others.
+func Sandbox(pod *v1.Pod, attempt uint32, node Node, cgroupParent string, userNamespace *runtimeapi.UserNamespace) (*runtimeapi.PodSandboxConfig, error) {
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{
 			Name:      pod.Name,
@@ -34,7 +35,7 @@ func Sandbox(pod *v1.Pod, attempt uint32, node Node, cgroupParent string) (*runt
 			return nil, err
 		}
 	}
-	sc, err := sandboxSecurity(pod)
+	sc, err := sandboxSecurity(pod, userNamespace)
 	if err != nil {
 		return nil, err
 	}
@@ -104,18 +105,30 @@ func containerPorts(c *v1.Container) []*runtimeapi.PortMapping {
 	return out
 }
 
+// UserNamespace returns the ID mappings that Sandbox was given.
+func UserNamespace(sandbox *runtimeapi.PodSandboxConfig) *runtimeapi.UserNamespace {
+	u := sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if u.GetMode() == runtimeapi.NamespaceMode_NODE {
+		return nil
+	}
+	return u
+}
+
 // namespaces says which namespaces of the node, the pod or the container
 // itself a pod's containers are in.
-func namespaces(pod *v1.Pod) (*runtimeapi.NamespaceOption, error) {
+func namespaces(pod *v1.Pod, userNamespace *runtimeapi.UserNamespace) (*runtimeapi.NamespaceOption, error) {
 	spec := &pod.Spec
-	if spec.HostUsers != nil && !*spec.HostUsers {
-		return nil, fmt.Errorf("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
+	if own := spec.HostUsers != nil && !*spec.HostUsers; own != (userNamespace != nil) {
+		return nil, fmt.Errorf("the pod has ID mappings: %v, and wants a user namespace: %v", !own, own)
+	}
+	if userNamespace == nil {
+		userNamespace = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE}
 	}
 	opt := &runtimeapi.NamespaceOption{
 		Network:       runtimeapi.NamespaceMode_POD,
 		Ipc:           runtimeapi.NamespaceMode_POD,
 		Pid:           runtimeapi.NamespaceMode_CONTAINER,
-		UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_NODE},
+		UsernsOptions: userNamespace,
 	}
 	if spec.HostNetwork {
 		opt.Network = runtimeapi.NamespaceMode_NODE

@@ -18,12 +18,12 @@ func TestSandboxHostname(t *testing.T) {
 		{"the host's network has the host's name", "web", `{hostNetwork: true, hostname: front}`, "", ""},
 		{"a hostname with a dot is refused", "web", `{hostname: a.b}`, "", `pod Hostname "a.b" is not a valid DNS label`},
 		{"a name too long for the kernel is refused", "web", `{subdomain: ` + strings.Repeat("s", 50) + `, setHostnameAsFQDN: true}`, "", "is too long (64 characters is the max, 75 characters requested)"},
-		{"a user namespace is refused", "web", `{hostUsers: false}`, "", "runtime does not support user namespaces"},
+		{"a user namespace needs its IDs", "web", `{hostUsers: false}`, "", "the pod has ID mappings: false, and wants a user namespace: true"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			pod := dnsPod(t, tt.spec)
 			pod.Name = tt.podName
-			cfg, err := Sandbox(pod, 0, testNode, "/")
+			cfg, err := Sandbox(pod, 0, testNode, "/", nil)
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Fatalf("error %v, want %q", err, tt.err)
@@ -46,7 +46,7 @@ func TestAPortAskedForTwiceIsMappedOnce(t *testing.T) {
 	    {name: web, containerPort: 81, hostPort: 8081, protocol: TCP},
 	    {containerPort: 53, hostPort: 53, protocol: UDP, hostIP: "::"},
 	    {containerPort: 53, hostPort: 53, protocol: UDP, hostIP: "0.0.0.0"},
-	    {containerPort: 9, protocol: SCTP}, {containerPort: 9, protocol: SCTP}]}]}`), 0, testNode, "/")
+	    {containerPort: 9, protocol: SCTP}, {containerPort: 9, protocol: SCTP}]}]}`), 0, testNode, "/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,5 +75,35 @@ func TestHostsFile(t *testing.T) {
 				t.Errorf("got:\n%s\nwant:\n%s", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestAPodWithAUserNamespaceHasItEverywhere(t *testing.T) {
+	pod := dnsPod(t, `{hostUsers: false, containers: [{name: a}]}`)
+	ids := []*runtimeapi.IDMapping{{HostId: 65536, Length: 65536}}
+	u := &runtimeapi.UserNamespace{Uids: ids, Gids: ids}
+	sandbox, err := Sandbox(pod, 0, testNode, "/", u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if UserNamespace(sandbox) != u {
+		t.Errorf("the sandbox has %v", UserNamespace(sandbox))
+	}
+	c := Container{Pod: pod, Container: &pod.Spec.Containers[0], UserNamespace: u, Mounts: []*runtimeapi.Mount{{ContainerPath: "/a"}, {ContainerPath: "/b"}}}
+	container, err := ContainerConfig(c, testNode, objects{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := container.Linux.SecurityContext.NamespaceOptions.UsernsOptions; got != u {
+		t.Errorf("the container has %v", got)
+	}
+	for _, m := range container.Mounts {
+		if len(m.UidMappings) != 1 || m.UidMappings[0] != ids[0] || len(m.GidMappings) != 1 {
+			t.Errorf("mount %v has no mappings", m)
+		}
+	}
+	c.UserNamespace, c.Mounts[0].UidMappings = nil, nil
+	if _, err := ContainerConfig(c, testNode, objects{}); err == nil {
+		t.Error("a container outside its pod's user namespace was made")
 	}
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // sandboxSecurity is the part of a pod's security context that its sandbox has.
-func sandboxSecurity(pod *v1.Pod) (*runtimeapi.LinuxSandboxSecurityContext, error) {
-	ns, err := namespaces(pod)
+func sandboxSecurity(pod *v1.Pod, userNamespace *runtimeapi.UserNamespace) (*runtimeapi.LinuxSandboxSecurityContext, error) {
+	ns, err := namespaces(pod, userNamespace)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func containerSecurity(c Container, node Node) (*runtimeapi.LinuxContainerSecuri
 	if err := verifyNonRoot(c, sc, uid, username); err != nil {
 		return nil, err
 	}
-	ns, err := namespaces(c.Pod)
+	ns, err := namespaces(c.Pod, c.UserNamespace)
 	if err != nil {
 		return nil, &ConfigError{Message: err.Error()}
 	}

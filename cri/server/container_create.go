@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/cri/cdi"
 	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/host"
 	"github.com/berth-io/berth/cri/image"
@@ -174,6 +176,9 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	if err := s.injectCDI(c, built, user); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	s.noteOOMScore(c, built)
 	config, err := json.Marshal(built)
 	if err != nil {
@@ -187,6 +192,23 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	}
 	failpoint.Hit("cri/bundle-written")
 	return user, nil
+}
+
+// injectCDI adds the CDI devices of the request, and the groups they need.
+func (s *Server) injectCDI(c store.Container, built *specs.Spec, user *runtimeapi.LinuxContainerUser) error {
+	names, err := cdi.Names(c.Config)
+	if err != nil {
+		return err
+	}
+	if err := cdi.Inject(built, names, s.cfg.CDISpecDirs); err != nil {
+		return err
+	}
+	for _, gid := range built.Process.User.AdditionalGids {
+		if !slices.Contains(user.SupplementalGroups, int64(gid)) {
+			user.SupplementalGroups = append(user.SupplementalGroups, int64(gid))
+		}
+	}
+	return nil
 }
 
 // noteOOMScore tells once that scores are not what was asked for.
@@ -227,9 +249,13 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 		return in, err
 	}
 	if sc.GetPrivileged() && !runtime.PrivilegedWithoutHostDevices {
-		if in.Devices, err = host.Devices(); err != nil {
+		all, err := host.Devices()
+		if err != nil {
 			return in, err
 		}
+		in.Devices = append(in.Devices, slices.DeleteFunc(all, func(d specs.LinuxDevice) bool {
+			return slices.ContainsFunc(in.Devices, func(asked specs.LinuxDevice) bool { return asked.Path == d.Path })
+		})...)
 	}
 	if file := spec.SeccompFile(sc); file != "" {
 		if in.SeccompProfile, err = os.ReadFile(file); err != nil {

@@ -61,9 +61,11 @@ type Config struct {
 	// pods with user namespaces need; nil: it can.
 	NoIDMap error
 	Host    spec.Host
-	Cgroups *cgroup.Tree
-	BootID  string
-	Version string // of the build
+	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
+	CDISpecDirs []string
+	Cgroups     *cgroup.Tree
+	BootID      string
+	Version     string // of the build
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	// PodCIDRs may be nil: then what the kubelet assigns is checked, and no more.

@@ -85,25 +85,68 @@ func setSecurity(s *specs.Spec, in Input, host Host) error {
 	return err
 }
 
+// profileOf is a security profile, or what the field from before there were
+// typed ones says in its place: runtime/default, unconfined, localhost/NAME.
+func profileOf(typed *runtimeapi.SecurityProfile, old string) *runtimeapi.SecurityProfile {
+	name, local := strings.CutPrefix(old, "localhost/")
+	switch {
+	case typed != nil || old == "":
+		return typed
+	case old == "runtime/default", old == "docker/default":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+	case old == "unconfined":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	case local:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}
+	}
+	return &runtimeapi.SecurityProfile{ProfileType: -1}
+}
+
+func seccompOf(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.SecurityProfile {
+	//lint:ignore SA1019 old clients set nothing else
+	return profileOf(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+}
+
+func apparmorOf(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.SecurityProfile {
+	//lint:ignore SA1019 old clients set nothing else
+	return profileOf(sc.GetApparmor(), sc.GetApparmorProfile())
+}
+
+// validateProfile: only a Localhost profile has a name.
+func validateProfile(field string, p *runtimeapi.SecurityProfile) error {
+	name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
+	switch kind := p.GetProfileType(); {
+	case p == nil:
+		return nil
+	case kind < runtimeapi.SecurityProfile_RuntimeDefault || kind > runtimeapi.SecurityProfile_Localhost:
+		return fieldError(field, "profile type %v is not known", kind)
+	case kind == runtimeapi.SecurityProfile_Localhost && name == "":
+		return fieldError(field+".localhost_ref", "it must name a profile")
+	case kind != runtimeapi.SecurityProfile_Localhost && name != "":
+		return fieldError(field+".localhost_ref", "it is for profiles of type Localhost, not %v", kind)
+	}
+	return nil
+}
+
 // SeccompFile is the path of the Localhost profile a container asks for, empty
 // when it asks for none.
 func SeccompFile(sc *runtimeapi.LinuxContainerSecurityContext) string {
-	if sc.GetPrivileged() || sc.GetSeccomp().GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+	p := seccompOf(sc)
+	if sc.GetPrivileged() || p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
 		return ""
 	}
-	return strings.TrimPrefix(sc.GetSeccomp().GetLocalhostRef(), "localhost/")
+	return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 }
 
 // seccompProfile: no profile means unconfined, and so does privileged. The
 // default profile allows more system calls to a container with more
 // capabilities, so it is made last.
 func seccompProfile(s *specs.Spec, sc *runtimeapi.LinuxContainerSecurityContext, local []byte) (*specs.LinuxSeccomp, error) {
-	if sc.GetPrivileged() || sc.GetSeccomp() == nil {
+	p := seccompOf(sc)
+	if sc.GetPrivileged() || p == nil {
 		return nil, nil
 	}
-	switch kind := sc.GetSeccomp().GetProfileType(); kind {
-	case runtimeapi.SecurityProfile_Unconfined:
-		return nil, nil
+	switch p.GetProfileType() {
 	case runtimeapi.SecurityProfile_RuntimeDefault:
 		return seccomp.DefaultProfile(s), nil
 	case runtimeapi.SecurityProfile_Localhost:
@@ -112,36 +155,30 @@ func seccompProfile(s *specs.Spec, sc *runtimeapi.LinuxContainerSecurityContext,
 			return nil, fmt.Errorf("parse the seccomp profile %s: %w", SeccompFile(sc), err)
 		}
 		return profile, nil
+	case runtimeapi.SecurityProfile_Unconfined:
+		return nil, nil
 	default:
-		return nil, fieldError("linux.security_context.seccomp", "profile type %v is not known", kind)
+		return nil, fieldError("linux.security_context.seccomp", "profile type %v is not known", p.GetProfileType())
 	}
 }
 
-// apparmorProfile refuses a profile that cannot be applied: a container must
-// not run with less protection than it asks for. Without AppArmor in the
-// kernel, the runtime's default is nothing.
+// apparmorProfile is what containerd makes of the request: where the kernel has
+// AppArmor, a container that says nothing has the default profile, unless it
+// is privileged; where it has none, a container that asks for protection is
+// refused rather than run without.
 func apparmorProfile(sc *runtimeapi.LinuxContainerSecurityContext, runtimeDefault string) (string, error) {
-	if sc.GetPrivileged() || sc.GetApparmor() == nil {
+	p := apparmorOf(sc)
+	switch {
+	case runtimeDefault == "" && p != nil && p.GetProfileType() != runtimeapi.SecurityProfile_Unconfined:
+		return "", fieldError("linux.security_context.apparmor", "this host has no AppArmor, and the container is not run without")
+	case runtimeDefault == "":
 		return "", nil
-	}
-	switch kind := sc.GetApparmor().GetProfileType(); kind {
-	case runtimeapi.SecurityProfile_Unconfined:
-		if runtimeDefault == "" {
-			return "", nil
-		}
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return strings.TrimPrefix(p.GetLocalhostRef(), "localhost/"), nil
+	case sc.GetPrivileged():
+		return "", nil
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
 		return "unconfined", nil
-	case runtimeapi.SecurityProfile_RuntimeDefault:
-		return runtimeDefault, nil
-	case runtimeapi.SecurityProfile_Localhost:
-		if runtimeDefault == "" {
-			return "", fieldError("linux.security_context.apparmor", "this host has no AppArmor")
-		}
-		name := strings.TrimPrefix(sc.GetApparmor().GetLocalhostRef(), "localhost/")
-		if name == "" {
-			return "", fieldError("linux.security_context.apparmor.localhost_ref", "it must name a profile")
-		}
-		return name, nil
-	default:
-		return "", fieldError("linux.security_context.apparmor", "profile type %v is not known", kind)
 	}
+	return runtimeDefault, nil
 }

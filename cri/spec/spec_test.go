@@ -248,10 +248,14 @@ func TestSeccompAndAppArmorProfiles(t *testing.T) {
 	}
 	s, err := build(func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, h *Host) {
 		sc.Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
-		sc.Apparmor = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
+		sc.Apparmor = profile(runtimeapi.SecurityProfile_Unconfined, "")
 	})
 	if err != nil || s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActErrno || s.Process.ApparmorProfile != "" {
 		t.Errorf("runtime default without AppArmor: %v", err)
+	}
+	s, err = build(func(sc *runtimeapi.LinuxContainerSecurityContext, _ *Input, h *Host) { h.AppArmor = "berth-default" })
+	if err != nil || s.Process.ApparmorProfile != "berth-default" {
+		t.Errorf("nothing asked for where there is AppArmor: %v", err)
 	}
 	s, err = build(func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, h *Host) {
 		h.AppArmor = "berth-default"
@@ -274,6 +278,10 @@ func TestSeccompAndAppArmorProfiles(t *testing.T) {
 	for want, change := range map[string]func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, h *Host){
 		"linux.security_context.apparmor: this host has no AppArmor": func(sc *runtimeapi.LinuxContainerSecurityContext, _ *Input, _ *Host) {
 			sc.Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "mine")
+		},
+		"linux.security_context.apparmor: this host has no AppArmor, and": func(sc *runtimeapi.LinuxContainerSecurityContext, _ *Input, _ *Host) {
+			//lint:ignore SA1019 old clients set nothing else
+			sc.ApparmorProfile = "runtime/default"
 		},
 		"parse the seccomp profile /p.json": func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, _ *Host) {
 			sc.Seccomp = profile(runtimeapi.SecurityProfile_Localhost, "/p.json")

@@ -35,7 +35,11 @@ func ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 			return fieldError("config.port_mappings", "%d to %d: a port is at most 65535", p.GetHostPort(), p.GetContainerPort())
 		}
 	}
-	o := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	sc := c.GetLinux().GetSecurityContext()
+	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
+		return fieldError("config.linux.security_context.run_as_group", "it needs run_as_user beside it")
+	}
+	o := sc.GetNamespaceOptions()
 	if o.GetNetwork() != runtimeapi.NamespaceMode_POD && o.GetNetwork() != runtimeapi.NamespaceMode_NODE {
 		return fieldError("config.linux.security_context.namespace_options.network", "a pod's is POD or NODE, not %v", o.GetNetwork())
 	}
@@ -55,10 +59,14 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 		return fieldError("config.metadata.name", "it is empty")
 	case c.GetImage().GetImage() == "":
 		return fieldError("config.image.image", "it is empty")
-	case len(c.GetCDIDevices()) > 0:
-		return fieldError("config.CDI_devices", "CDI is not supported")
 	}
 	sc := securityContext(c)
+	if err := validateProfiles(sc); err != nil {
+		return err
+	}
+	if err := validateClasses(c, pod); err != nil {
+		return err
+	}
 	if sc.GetPrivileged() && !pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fieldError("config.linux.security_context.privileged", "the pod was not created privileged")
 	}
@@ -91,6 +99,42 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 		}
 		if strings.Trim(d.GetPermissions(), "rwm") != "" {
 			return fieldError("config.devices", "permissions %q of %s: only r, w and m are known", d.GetPermissions(), d.GetHostPath())
+		}
+	}
+	return nil
+}
+
+func validateProfiles(sc *runtimeapi.LinuxContainerSecurityContext) error {
+	if err := validateProfile("config.linux.security_context.apparmor", apparmorOf(sc)); err != nil {
+		return err
+	}
+	if err := validateProfile("config.linux.security_context.seccomp", seccompOf(sc)); err != nil {
+		return err
+	}
+	if file := SeccompFile(sc); file != "" && !path.IsAbs(file) {
+		return fieldError("config.linux.security_context.seccomp.localhost_ref", "%q is not an absolute path", file)
+	}
+	return nil
+}
+
+// validateClasses refuses the classes of resources that annotations can ask for
+// in other runtimes: without a configuration there are none here.
+func validateClasses(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandboxConfig) error {
+	for _, kind := range []struct{ name, own, perContainer, perPod string }{
+		{"block I/O", "io.kubernetes.cri.blockio-class", "blockio.resources.beta.kubernetes.io/container.", "blockio.resources.beta.kubernetes.io/pod"},
+		{"RDT", "io.kubernetes.cri.rdt-class", "rdt.resources.beta.kubernetes.io/container.", "rdt.resources.beta.kubernetes.io/pod"},
+	} {
+		for _, a := range []struct {
+			field, key string
+			in         map[string]string
+		}{
+			{"config.annotations", kind.own, c.GetAnnotations()},
+			{"sandbox_config.annotations", kind.perContainer + c.GetMetadata().GetName(), pod.GetAnnotations()},
+			{"sandbox_config.annotations", kind.perPod, pod.GetAnnotations()},
+		} {
+			if class := a.in[a.key]; class != "" {
+				return fieldError(a.field+"["+a.key+"]", "%s class %q: there are no %[1]s classes on this node", kind.name, class)
+			}
 		}
 	}
 	return nil

@@ -37,6 +37,7 @@ func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"pid":2`), "config.linux.security_context.namespace_options.userns_options: a pod with a user namespace cannot use the node's pid"},
 		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"ipc":2`), "config.linux.security_context.namespace_options.userns_options: a pod with a user namespace cannot use the node's ipc"},
 		{userns(`{"uids":[{"host_id":10,"length":2}],"gids":[{"host_id":10,"length":2}]},"network":2`), ""},
+		{`{` + meta + `,"linux":{"security_context":{"run_as_group":{"value":1}}}}`, "config.linux.security_context.run_as_group: it needs run_as_user"},
 		{`{` + meta + `}`, ""},
 	} {
 		var config runtimeapi.PodSandboxConfig
@@ -45,12 +46,23 @@ func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 		}
 		check(t, c.sandbox, ValidateSandbox(&config), c.want)
 	}
+	security := func(fields string) string {
+		return `{"metadata":{"name":"n"},"image":{"image":"i"},"linux":{"security_context":{` + fields + `}}}`
+	}
 	const base = `"metadata":{"name":"n"},"image":{"image":"i"}`
 	for _, c := range []struct{ container, want string }{
 		{`{}`, "config.metadata: it is missing"},
 		{`{"metadata":{},"image":{"image":"i"}}`, "config.metadata.name: it is empty"},
 		{`{"metadata":{"name":"n"}}`, "config.image.image: it is empty"},
-		{`{` + base + `,"CDI_devices":[{"name":"a=b"}]}`, "config.CDI_devices: CDI is not supported"},
+		{security(`"apparmor":{"profile_type":2}`), "config.linux.security_context.apparmor.localhost_ref: it must name a profile"},
+		{security(`"apparmor":{"profile_type":5}`), "config.linux.security_context.apparmor: profile type 5 is not known"},
+		{security(`"apparmor_profile":"mine"`), "config.linux.security_context.apparmor: profile type -1 is not known"},
+		{security(`"seccomp":{"profile_type":1,"localhost_ref":"a"}`), "config.linux.security_context.seccomp.localhost_ref: it is for profiles of type Localhost, not Unconfined"},
+		{security(`"seccomp":{"profile_type":2,"localhost_ref":"a.json"}`), `config.linux.security_context.seccomp.localhost_ref: "a.json" is not an absolute path`},
+		{security(`"seccomp_profile_path":"localhost/a.json"`), `config.linux.security_context.seccomp.localhost_ref: "a.json" is not an absolute path`},
+		{security(`"seccomp_profile_path":"localhost//a.json"`), ""},
+		{`{` + base + `,"annotations":{"io.kubernetes.cri.rdt-class":"gold"}}`, `config.annotations[io.kubernetes.cri.rdt-class]: RDT class "gold": there are no RDT classes on this node`},
+		{`{` + base + `,"annotations":{"io.kubernetes.cri.blockio-class":"slow"}}`, `config.annotations[io.kubernetes.cri.blockio-class]: block I/O class "slow"`},
 		{`{` + base + `,"linux":{"security_context":{"privileged":true}}}`, "config.linux.security_context.privileged: the pod was not created privileged"},
 		{`{` + base + `,"linux":{"security_context":{"run_as_user":{"value":1},"run_as_username":"a"}}}`, "config.linux.security_context.run_as_username: "},
 		{`{` + base + `,"linux":{"security_context":{"namespace_options":{"pid":3}}}}`, "config.linux.security_context.namespace_options.target_id: it is empty"},

@@ -80,16 +80,39 @@ func TestDaemonKilledAtEachFailpoint(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
-	points := trace(t)
+	points := trace(t, manifest)
 	if len(points) < 20 {
 		t.Fatalf("only %d failpoints were passed: %v", len(points), points)
 	}
+	crashAtEach(t, points, manifest)
+}
+
+// A pod with a user namespace comes about differently up to its network.
+func TestDaemonKilledWhileAPodGetsAUserNamespace(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for namespaces, mounts and cgroups")
+	}
+	manifest := strings.Replace(manifest, "shareProcessNamespace: true", "hostUsers: false", 1)
+	names := []string{
+		"cri/init-started", "cri/ns-pinned-user", "cri/ns-pinned-net", "cri/ns-pinned-uts", "cri/init-ended",
+		"cri/network-up", "cri/lowers-mapped", "cri/ns-unpinned",
+	}
+	points := slices.DeleteFunc(trace(t, manifest), func(p point) bool { return !slices.Contains(names, p.name) })
+	for _, name := range names {
+		if !slices.ContainsFunc(points, func(p point) bool { return p.name == name }) {
+			t.Errorf("%s was not passed", name)
+		}
+	}
+	crashAtEach(t, points, manifest)
+}
+
+func crashAtEach(t *testing.T, points []point, manifest string) {
 	t.Logf("%d failpoints to die at", len(points))
 	t.Run("at", func(t *testing.T) {
 		for _, p := range points {
 			t.Run(p.test(), func(t *testing.T) {
 				t.Parallel()
-				crashAt(t, p)
+				crashAt(t, p, manifest)
 			})
 		}
 	})
@@ -108,7 +131,7 @@ func (p point) test() string { return strings.ReplaceAll(p.String(), "/", ".") }
 
 // trace runs the pod once without a crash, and returns the first and the last
 // passing of each failpoint on its way.
-func trace(t *testing.T) []point {
+func trace(t *testing.T, manifest string) []point {
 	t.Helper()
 	n := newNode(t, manifest)
 	file := n.Dir + "/trace"
@@ -141,7 +164,7 @@ func trace(t *testing.T) []point {
 	return points
 }
 
-func crashAt(t *testing.T, p point) {
+func crashAt(t *testing.T, p point, manifest string) {
 	n := newNode(t, manifest)
 	n.Launch("BERTH_FAILPOINT=" + p.String())
 	removed := false
@@ -164,7 +187,7 @@ func crashAt(t *testing.T, p point) {
 	case theShim:
 		n.RemoveAll()
 		n.CheckNothingLeft()
-		shimCrashAt(t, p)
+		shimCrashAt(t, p, manifest)
 		return
 	}
 	running := n.Containers()
@@ -186,7 +209,7 @@ func crashAt(t *testing.T, p point) {
 // shimCrashAt kills the shim instead of the daemon. What it knew dies with it,
 // and so do the pod's containers: a pod that may restart them is served by a
 // new sandbox.
-func shimCrashAt(t *testing.T, p point) {
+func shimCrashAt(t *testing.T, p point, manifest string) {
 	n := newNode(t, strings.Replace(manifest, "restartPolicy: Never", "restartPolicy: Always", 1))
 	n.Start("BERTH_FAILPOINT=" + p.String())
 	ready := func() string {

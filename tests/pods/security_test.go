@@ -287,6 +287,48 @@ spec:
 			p.Exec("a", "touch", "/dev/shm/shared")
 			p.Exec("b", "test", "-e", "/dev/shm/shared")
 		}},
+		{"pods with user namespaces have IDs of their own and see their volumes' owners", "userns", `
+spec:
+  hostUsers: false
+  securityContext: {fsGroup: 5000}
+  initContainers:
+  - {name: init, image: $BOX, command: [sh, -c, 'echo from init > /disk/f && chown 1000:1000 /disk/f && echo done > /dev/termination-log'], volumeMounts: [{name: disk, mountPath: /disk}]}
+  containers:
+  - name: main
+    image: $BOX
+    command: [testbox, report]
+    volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}, {name: names, mountPath: /names}, {name: disk, mountPath: /sub, subPath: a}]
+    securityContext: {procMount: Unmasked, capabilities: {add: [SYS_ADMIN]}}
+    readinessProbe: {exec: {command: [test, -O, /memory]}}
+  - {name: other, image: $BOX, command: [testbox, report], volumeMounts: [{name: disk, mountPath: /disk}], securityContext: {runAsUser: 1000}}
+  volumes:
+  - {name: disk, emptyDir: {}}
+  - {name: memory, emptyDir: {medium: Memory}}
+  - {name: names, downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: userns-2}
+spec:
+  hostUsers: false
+  containers: [{name: main, image: $BOX, command: [testbox, report]}]
+`, func(t *testing.T, p *harness.Pod) {
+			p.WaitReady()
+			r := p.Report("main")
+			equal(t, "user is the host's", r.Namespaces["user"] == hostNamespace(t, "user"), false)
+			equal(t, "user of the other container", p.Report("other").Namespaces["user"], r.Namespaces["user"])
+			_, masked := r.Mount("/proc/kcore")
+			equal(t, "/proc/kcore is masked", masked, false)
+			equal(t, "owner of what the init container made", strings.TrimSpace(p.Exec("main", "stat", "-c", "%u:%g", "/disk/f")), "1000:1000")
+			equal(t, "owner of the downward API's file", strings.TrimSpace(p.Exec("main", "stat", "-L", "-c", "%u", "/names/name")), "0")
+			p.Exec("main", "touch", "/memory/f", "/sub/f")
+			p.Exec("other", "sh", "-c", "echo more >> /disk/f")
+			p.Exec("main", "sh", "-c", "mount -t proc proc /mnt")
+			first := strings.Fields(p.Exec("main", "cat", "/proc/self/uid_map"))
+			second := strings.Fields(p.Node().Pod(t, "default", "userns-2").Exec("main", "cat", "/proc/self/uid_map"))
+			equal(t, "length of the mapping", first[2], "65536")
+			equal(t, "both pods have the same IDs", first[1] == second[1], false)
+		}},
 		{"host namespaces are the host's", "hostns", `
 spec:
   hostPID: true

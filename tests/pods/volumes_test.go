@@ -14,6 +14,25 @@ import (
 
 func TestVolumes(t *testing.T) {
 	run(t, []scenario{
+		{"a recursive read-only mount is read-only all the way down", "rro", `
+spec:
+  containers:
+  - name: main
+    image: $BOX
+    command: [testbox, report]
+    volumeMounts:
+    - {name: host, mountPath: /plain, readOnly: true}
+    - {name: host, mountPath: /rro, readOnly: true, recursiveReadOnly: Enabled}
+    - {name: host, mountPath: /possible, readOnly: true, recursiveReadOnly: IfPossible}
+  volumes: [{name: host, hostPath: {path: /dev}}]
+`, func(t *testing.T, p *harness.Pod) {
+			r := p.Report("main")
+			for point, want := range map[string]bool{"/plain": true, "/plain/shm": false, "/rro": true, "/rro/shm": true, "/possible/shm": true} {
+				m, ok := r.Mount(point)
+				equal(t, point+" is a mount", ok, true)
+				equal(t, point+" is read-only", m.Has("ro"), want)
+			}
+		}},
 		{"an emptyDir is shared by the containers of a pod and ends with it", "emptydir", `
 spec:
   containers:

@@ -86,6 +86,10 @@ type Config struct {
 	// CertsDirs hold HOST/hosts.toml: registry mirrors and certificates.
 	// Default: /etc/berth/certs.d, /etc/containerd/certs.d.
 	CertsDirs []string `json:"certsDirs,omitempty"`
+	// CDISpecDirs hold the files that describe CDI devices; a later one goes
+	// before an earlier one, an empty list switches CDI off. Default: /etc/cdi,
+	// /var/run/cdi.
+	CDISpecDirs []string `json:"cdiSpecDirs,omitempty"`
 
 	// ClusterDNS are the name servers of pods with dnsPolicy ClusterFirst.
 	ClusterDNS []string `json:"clusterDNS,omitempty"`
@@ -193,6 +197,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.CertsDirs == nil {
 		c.CertsDirs = []string{"/etc/berth/certs.d", "/etc/containerd/certs.d"}
+	}
+	if c.CDISpecDirs == nil {
+		c.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
 	if c.Rescan.Duration == 0 {
 		c.Rescan.Duration = 20 * time.Second

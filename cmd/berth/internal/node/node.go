@@ -90,6 +90,7 @@ func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, vers
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
 		RuntimeBinary: c.RuntimeBinary, Handlers: handlers(c), DefaultHandler: c.DefaultRuntime,
 		CgroupDriver: c.CgroupDriver, Version: version,
+		CDISpecDirs: c.CDISpecDirs,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
