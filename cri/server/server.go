@@ -60,6 +60,8 @@ type Config struct {
 	Cgroups *cgroup.Tree
 	BootID  string
 	Version string // of the build
+	// Plugins is NRI; nil where there is none.
+	Plugins Plugins
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	Logger     *slog.Logger
@@ -75,6 +77,7 @@ type Server struct {
 	images  Images
 	network Network
 	shims   Shims
+	plugins Plugins
 
 	sandboxes  *store.Table[store.Sandbox]
 	containers *store.Table[store.Container]
@@ -104,6 +107,9 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.plugins = cfg.Plugins; s.plugins == nil {
+		s.plugins = noPlugins{}
 	}
 	s.ended, s.endEvents = context.WithCancel(context.Background())
 	var err error

@@ -90,6 +90,7 @@ type Config struct {
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 
 	Network Network `json:"network,omitzero"`
+	NRI     NRI     `json:"nri,omitzero"`
 
 	// LogLevel is debug, info, warn or error. Default: info.
 	LogLevel string `json:"logLevel,omitempty"`
@@ -194,6 +195,7 @@ func (c *Config) setDefaults() error {
 	if c.Network.PodCIDRs == nil {
 		c.Network.PodCIDRs = []string{"10.85.0.0/16"}
 	}
+	c.NRI.setDefaults()
 	if c.Rescan.Duration == 0 {
 		c.Rescan.Duration = 20 * time.Second
 	}
@@ -237,6 +239,7 @@ func (c *Config) Validate() error {
 		reject("cgroupDriver", "%q must be cgroupfs or systemd", c.CgroupDriver)
 	}
 	c.validateRuntimes(reject)
+	c.NRI.validate(reject)
 	for i, role := range c.Roles {
 		if !slices.Contains([]string{RoleAgent, RoleCRI, RoleNetwork}, role) {
 			reject(fmt.Sprintf("roles[%d]", i), "%q must be one of agent, cri, network", role)
