@@ -5,6 +5,8 @@
 //	image      images and their layers
 //	network    the pod network, through CNI
 //	shim       one process per sandbox, parent of its containers
+//	handler    the OCI runtimes behind runtime handlers
+//	nri        plugins that take part in the life of pods and containers
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
 //	stats, metrics       what they use, and cAdvisor's names for it
@@ -35,6 +37,7 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/imagesvc"
 	"github.com/berth-io/berth/cri/network"
+	"github.com/berth-io/berth/cri/nri"
 	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/server"
 )
@@ -77,9 +80,19 @@ type Config struct {
 	Version      string // of the build
 	Network      network.Config
 	Image        image.Config
+	NRI          NRIConfig
 	// PodCIDRs takes the pod subnets that a kubelet assigns; nil: nobody does.
 	PodCIDRs server.PodCIDRs `json:"-"`
 	Logger   *slog.Logger
+}
+
+// NRIConfig is for plugins of the node resource interface; see nri.Config.
+type NRIConfig struct {
+	Wanted   bool // serve plugins
+	Required bool // do not run without, where another runtime has the socket
+
+	Socket, PluginDir, ConfigDir        string
+	RegistrationTimeout, RequestTimeout time.Duration
 }
 
 // Runtime is a CRI runtime. Make it with New, then Run it once.
@@ -90,6 +103,7 @@ type Runtime struct {
 	images  *image.Store
 	network *network.Network
 	server  *server.Server
+	plugins *nri.NRI // nil without NRI
 	streams net.Listener
 }
 
@@ -124,6 +138,10 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	config, err := r.serverConfig(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.NRI.Wanted {
+		r.plugins = nri.New(r.nriConfig(config))
+		config.Plugins = r.plugins
 	}
 	r.server, err = server.New(config, r.images, r.network, shims{})
 	return r, err
@@ -162,6 +180,30 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
 	}
 	return c, nil
+}
+
+func (r *Runtime) nriConfig(c server.Config) nri.Config {
+	n := r.cfg.NRI
+	return nri.Config{
+		Socket: n.Socket, PluginDir: n.PluginDir, ConfigDir: n.ConfigDir,
+		RegistrationTimeout: n.RegistrationTimeout, RequestTimeout: n.RequestTimeout,
+		Version: c.Version, Host: c.Host, Logger: r.log,
+		ContainerDir: filepath.Join(c.RunDir, "containers"), NamespaceDir: filepath.Join(c.RunDir, "ns"),
+	}
+}
+
+// openPlugins starts NRI once all records are in order, and before anything
+// can be made that plugins would miss.
+func (r *Runtime) openPlugins() error {
+	if r.plugins == nil {
+		return nil
+	}
+	err := r.plugins.Open(r.server)
+	if errors.Is(err, nri.ErrSocketTaken) && !r.cfg.NRI.Required {
+		r.log.Warn("this node runs without NRI plugins", "reason", err)
+		return nil
+	}
+	return err
 }
 
 // HandlerRunc is the runtime handler that is always there.
@@ -244,6 +286,9 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 	if err := r.server.Restart(ctx); err != nil {
 		return fmt.Errorf("take control of the sandboxes: %w", err)
 	}
+	if err := r.openPlugins(); err != nil {
+		return err
+	}
 	group.Go(func() error { return r.images.Run(ctx) })
 	listener, err := r.listen()
 	if err != nil {
@@ -299,6 +344,10 @@ func (r *Runtime) Close() error {
 	if r.server != nil {
 		r.server.Close()
 		r.server = nil
+	}
+	if r.plugins != nil {
+		r.plugins.Close()
+		r.plugins = nil
 	}
 	if r.streams != nil {
 		if err := r.streams.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -2,7 +2,9 @@ package cgroup
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/fs"
@@ -38,6 +40,22 @@ func PodLimits(resources, overhead *runtimeapi.LinuxContainerResources) Limits {
 		}
 	}
 	return l
+}
+
+// LimitHugePages writes the limit of one page size, 2MB or the like, of a
+// cgroup that its runtime has made.
+func (t *Tree) LimitHugePages(path, size string, bytes uint64) error {
+	if err := check(path); err != nil {
+		return err
+	}
+	file := filepath.Join("/sys/fs/cgroup/hugetlb", path, "hugetlb."+size+".limit_in_bytes")
+	if t.Unified {
+		file = filepath.Join(t.roots[0], path, "hugetlb."+size+".max")
+	}
+	if err := os.WriteFile(file, strconv.AppendUint(nil, bytes, 10), 0); err != nil {
+		return fmt.Errorf("limit the huge pages of %s: %w", size, err)
+	}
+	return nil
 }
 
 // Limit writes the limits of a cgroup that Ensure has made.

@@ -81,10 +81,10 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 		return "", err
 	}
 	failpoint.Hit("cri/container-recorded")
-	user, err := s.buildContainer(ctx, sb, c, img, volumes, tl)
+	made, err := s.buildContainer(ctx, sb, c, img, volumes, tl)
 	if err == nil {
-		_, err = s.containers.Update(c.ID, func(c *store.Container) error {
-			c.User, c.Timeline = user, tl.done()
+		c, err = s.containers.Update(c.ID, func(c *store.Container) error {
+			c.User, c.Resources, c.Cgroup, c.Timeline = made.User, made.Resources, made.Cgroup, tl.done()
 			return c.Move(store.ContainerCreated)
 		})
 	}
@@ -101,6 +101,7 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 	}
 	failpoint.Hit("cri/container-created")
 	s.log.Info("container created", "container", c.ID, "name", config.GetMetadata().GetName(), "sandbox", sb.ID, "pod", podName(sb), "took", time.Since(tl.began))
+	s.plugins.ContainerCreated(ctx, sb, c)
 	s.publish(sb.ID, c.ID, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.ID, nil
 }
@@ -138,60 +139,84 @@ func imageRef(img image.Image) string {
 }
 
 // buildContainer makes the side effects of a creation; removeContainer undoes
-// them, whichever there are.
-func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, volumes []imageVolume, tl *timeline) (*runtimeapi.LinuxContainerUser, error) {
+// them, whichever there are. It returns the record with what came out.
+func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, volumes []imageVolume, tl *timeline) (store.Container, error) {
 	if err := s.images.Retain(img.ChainID, c.ID); err != nil {
-		return nil, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
+		return c, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
 	done := tl.step("rootfs")
 	if err := s.layer(c.ID).Create(img.Layers, s.userNS(sb)); err != nil {
-		return nil, err
+		return c, err
 	}
 	done()
 	failpoint.Hit("cri/rootfs-mounted")
 	sources, err := s.mountImages(c, volumes)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	failpoint.Hit("cri/images-mounted")
 	defer tl.step("spec")()
 	if c.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {
-			return nil, fmt.Errorf("create the log directory: %w", err)
+			return c, fmt.Errorf("create the log directory: %w", err)
 		}
 	}
 	runtime, err := s.runtimeOf(sb)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	in, err := s.specInput(sb, c, img, runtime, sources)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	host, err := s.hostFor(ctx, runtime, c.Config)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	built, user, err := spec.Build(in, host)
 	if err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return c, status.Error(codes.InvalidArgument, err.Error())
 	}
 	if err := s.injectCDI(c, built, user); err != nil {
-		return nil, status.Error(codes.InvalidArgument, err.Error())
+		return c, status.Error(codes.InvalidArgument, err.Error())
 	}
+	c.User = user
 	s.noteOOMScore(c, built)
+	if c, err = s.askPlugins(ctx, sb, c, built); err != nil {
+		return c, err
+	}
 	config, err := json.Marshal(built)
 	if err != nil {
-		return nil, fmt.Errorf("encode the OCI configuration: %w", err)
+		return c, fmt.Errorf("encode the OCI configuration: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(s.containers.Dir(c.ID), "config.json"), config, 0o600); err != nil {
-		return nil, fmt.Errorf("write the OCI configuration: %w", err)
+		return c, fmt.Errorf("write the OCI configuration: %w", err)
 	}
 	if err := s.openBundle(sb, c); err != nil {
-		return nil, err
+		return c, err
 	}
 	failpoint.Hit("cri/bundle-written")
-	return user, nil
+	return c, nil
+}
+
+// askPlugins lets plugins change the specification. What follows from it goes
+// into the record before anything is made.
+func (s *Server) askPlugins(ctx context.Context, sb store.Sandbox, c store.Container, built *specs.Spec) (store.Container, error) {
+	score := built.Process.OOMScoreAdj
+	limits, err := s.plugins.CreateContainer(ctx, sb, c, built)
+	if err != nil {
+		return c, err
+	}
+	if now := built.Process.OOMScoreAdj; now != nil && now != score {
+		limits = mergeResources(limits, &runtimeapi.LinuxContainerResources{OomScoreAdj: int64(*now)})
+	}
+	c.Resources = mergeResources(c.Resources, limits)
+	if built.Linux.CgroupsPath == "" {
+		return c, errors.New("an NRI plugin has taken the container's cgroup path away")
+	}
+	cg, err := spec.CgroupOf(built.Linux.CgroupsPath, s.cfg.Host)
+	c.Cgroup = cg.Path
+	return c, err
 }
 
 // injectCDI adds the CDI devices of the request, and the groups they need.

@@ -61,6 +61,10 @@ func (s *Server) removeContainer(ctx context.Context, id string) error {
 	if err := s.images.Release(ctx, id); err != nil {
 		return fmt.Errorf("release its image: %w", err)
 	}
+	sb, _ := s.sandboxes.Get(c.SandboxID)
+	if then := s.plugins.ContainerRemoved(ctx, sb, c); then != nil {
+		s.goBackground(then)
+	}
 	if err := emptyDirectory(s.containers.Dir(id), store.ContainerFile); err != nil {
 		return err
 	}

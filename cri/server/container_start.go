@@ -68,6 +68,9 @@ func (s *Server) startContainer(ctx context.Context, id string) error {
 		return err
 	}
 	failpoint.Hit("cri/container-starting")
+	if err := s.plugins.StartContainer(ctx, sb, c); err != nil {
+		return s.startFailed(ctx, c, err)
+	}
 	uid, gid := hostRoot(sb)
 	state, err := client.Run(ctx, shim.Container{
 		ID: c.ID, Bundle: s.containers.Dir(c.ID), LogPath: c.LogPath, UID: uid, GID: gid,
@@ -78,7 +81,7 @@ func (s *Server) startContainer(ctx context.Context, id string) error {
 	}
 	failpoint.Hit("cri/container-started")
 	took := time.Since(tl.began)
-	_, err = s.containers.Update(id, func(c *store.Container) error {
+	c, err = s.containers.Update(id, func(c *store.Container) error {
 		c.Pid, c.StartedAt = state.Pid, state.StartedAt
 		// Steps count from the creation; the time between is the caller's.
 		c.Timeline = append(c.Timeline[:len(c.Timeline):len(c.Timeline)],
@@ -90,6 +93,7 @@ func (s *Server) startContainer(ctx context.Context, id string) error {
 	}
 	s.log.Info("container started", "container", c.ID, "name", c.Config.GetMetadata().GetName(),
 		"sandbox", sb.ID, "pod", podName(sb), "pid", state.Pid, "took", took)
+	s.plugins.ContainerStarted(ctx, sb, c)
 	s.publish(sb.ID, c.ID, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
@@ -99,7 +103,7 @@ func (s *Server) startContainer(ctx context.Context, id string) error {
 func (s *Server) startFailed(ctx context.Context, c store.Container, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operationTimeout)
 	defer cancel()
-	_, err := s.containers.Update(c.ID, func(c *store.Container) error {
+	c, err := s.containers.Update(c.ID, func(c *store.Container) error {
 		now := time.Now()
 		c.Exit(store.Status{
 			StartedAt: now, FinishedAt: now, ExitCode: startErrorCode,
@@ -108,6 +112,7 @@ func (s *Server) startFailed(ctx context.Context, c store.Container, cause error
 		return nil
 	})
 	s.task(c.ID).end()
+	s.tellEnd(ctx, c)
 	err = errors.Join(err, s.release(ctx, c.ID))
 	s.publish(c.SandboxID, c.ID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	if err != nil {

@@ -62,6 +62,7 @@ func (s *Server) removeSandbox(ctx context.Context, id string) error {
 			return fmt.Errorf("remove container %s: %w", c.ID, err)
 		}
 	}
+	s.plugins.PodRemoved(ctx, sb)
 	if shown {
 		s.publish(id, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	}

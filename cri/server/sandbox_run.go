@@ -83,6 +83,11 @@ func (s *Server) runSandbox(ctx context.Context, name, runtime string, req *runt
 	log := s.log.With("sandbox", sb.ID, "pod", podName(sb))
 	ips, err := s.setUpSandbox(ctx, sb, tl)
 	if err == nil {
+		told := sb
+		told.IPs = ips
+		err = s.plugins.RunPod(ctx, told)
+	}
+	if err == nil {
 		sb, err = s.sandboxes.Update(sb.ID, func(sb *store.Sandbox) error {
 			sb.IPs, sb.Timeline = ips, tl.done()
 			return sb.Move(store.SandboxReady)

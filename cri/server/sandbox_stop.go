@@ -78,6 +78,7 @@ func (s *Server) tearDownSandbox(ctx context.Context, sb store.Sandbox, p *pod) 
 		return err
 	}
 	failpoint.Hit("cri/containers-stopped")
+	s.plugins.PodStopped(ctx, sb)
 	var parts errgroup.Group
 	parts.Go(func() error {
 		if sb.HostNetwork() {

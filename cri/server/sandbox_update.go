@@ -37,15 +37,20 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 	}
 	config.Linux.Overhead = mergeResources(config.Linux.GetOverhead(), req.GetOverhead())
 	config.Linux.Resources = mergeResources(config.Linux.GetResources(), req.GetResources())
+	if err := s.plugins.UpdatePod(ctx, sb, req.GetOverhead(), req.GetResources()); err != nil {
+		return nil, err
+	}
 	if err := s.limitPod(sb, config); err != nil {
 		return nil, errors.Join(fmt.Errorf("update sandbox %s: %w", sb.ID, err), s.limitPod(sb, sb.Config))
 	}
-	if _, err := s.sandboxes.Update(sb.ID, func(sb *store.Sandbox) error {
+	updated, err := s.sandboxes.Update(sb.ID, func(sb *store.Sandbox) error {
 		sb.Config = config
 		return nil
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, errors.Join(err, s.limitPod(sb, sb.Config))
 	}
+	s.plugins.PodUpdated(ctx, updated)
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 

@@ -66,6 +66,8 @@ type Config struct {
 	Cgroups     *cgroup.Tree
 	BootID      string
 	Version     string // of the build
+	// Plugins is NRI; nil where there is none.
+	Plugins Plugins
 	// StreamAddr is where StreamHandler is served, host:port.
 	StreamAddr string
 	// PodCIDRs may be nil: then what the kubelet assigns is checked, and no more.
@@ -83,6 +85,7 @@ type Server struct {
 	images  Images
 	network Network
 	shims   Shims
+	plugins Plugins
 
 	sandboxes  *store.Table[store.Sandbox]
 	containers *store.Table[store.Container]
@@ -121,6 +124,9 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.plugins = cfg.Plugins; s.plugins == nil {
+		s.plugins = noPlugins{}
 	}
 	s.ended, s.endEvents = context.WithCancel(context.Background())
 	s.streams = streaming.New(cfg.StreamAddr, streamRuntime{s})

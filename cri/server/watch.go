@@ -95,7 +95,17 @@ func (s *Server) recordExit(ctx context.Context, id string, st store.Status) err
 	s.task(id).end()
 	s.log.Info("container exited", "container", id, "sandbox", c.SandboxID, "exitCode", c.ExitCode, "reason", c.Reason)
 	s.publish(c.SandboxID, id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	s.tellEnd(ctx, c)
 	return s.release(ctx, id)
+}
+
+// tellEnd tells plugins of a container's end. What they want of others then is
+// done once the caller has let its lock go: two ends could wait for each other.
+func (s *Server) tellEnd(ctx context.Context, c store.Container) {
+	sb, _ := s.sandboxes.Get(c.SandboxID)
+	if then := s.plugins.ContainerStopped(ctx, sb, c); then != nil {
+		s.goBackground(then)
+	}
 }
 
 // shimGone: a shim that ends by itself takes its sandbox with it. Its

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"strings"
 
@@ -47,6 +48,24 @@ func Resources(r *runtimeapi.LinuxContainerResources, host Host) *specs.LinuxRes
 	return o
 }
 
+// SetLimits replaces the limits of a specification. What the CRI does not know
+// of stays: device rules, and what plugins have set.
+func SetLimits(s *specs.Spec, limits *specs.LinuxResources, r *runtimeapi.LinuxContainerResources, host Host) {
+	if s.Linux == nil {
+		s.Linux = &specs.Linux{}
+	}
+	if s.Linux.Resources == nil {
+		s.Linux.Resources = &specs.LinuxResources{}
+	}
+	had := s.Linux.Resources
+	had.CPU, had.Memory, had.HugepageLimits = limits.CPU, limits.Memory, limits.HugepageLimits
+	had.Unified = limits.Unified
+	if s.Process != nil && s.Process.OOMScoreAdj != nil && r != nil {
+		adj := max(int(r.GetOomScoreAdj()), host.MinOOMScoreAdj)
+		s.Process.OOMScoreAdj = &adj
+	}
+}
+
 // oomScoreAdj clamps to what the daemon may set: lowering it below one's own
 // takes CAP_SYS_RESOURCE, and the container is worth more than its score.
 func oomScoreAdj(c *runtimeapi.ContainerConfig, host Host) *int {
@@ -62,6 +81,18 @@ func oomScoreAdj(c *runtimeapi.ContainerConfig, host Host) *int {
 // as a path in the cgroup file systems.
 type Cgroup struct {
 	OCI, Path string
+}
+
+// CgroupOf is a cgroup as an OCI runtime takes it, by its two names.
+func CgroupOf(oci string, host Host) (Cgroup, error) {
+	if !host.SystemdCgroup {
+		return Cgroup{OCI: oci, Path: path.Join("/", oci)}, nil
+	}
+	parts := strings.Split(oci, ":")
+	if len(parts) != 3 || !strings.HasSuffix(parts[0], ".slice") {
+		return Cgroup{}, fmt.Errorf("cgroup path %q: with the systemd cgroup driver it is SLICE:PREFIX:NAME", oci)
+	}
+	return Cgroup{OCI: oci, Path: path.Join(slicePath(parts[0]), parts[1]+"-"+parts[2]+".scope")}, nil
 }
 
 // ContainerCgroup places a container below its pod's cgroup, by the rules of

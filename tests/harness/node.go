@@ -59,6 +59,7 @@ type Config struct {
 
 	Runtimes       map[string]Runtime `json:"runtimes,omitempty"`
 	DefaultRuntime string             `json:"defaultRuntime,omitempty"`
+	NRI            NRI                `json:"nri"`
 
 	CNIConfDir    string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`
@@ -74,6 +75,15 @@ type Runtime struct {
 	Path    string   `json:"path"`
 	Args    []string `json:"args,omitempty"`
 	Timeout string   `json:"timeout,omitempty"`
+}
+
+// NRI is the part of Config about plugins.
+type NRI struct {
+	Enable         bool   `json:"enable"`
+	SocketPath     string `json:"socketPath,omitempty"`
+	PluginPath     string `json:"pluginPath,omitempty"`
+	ConfigPath     string `json:"configPath,omitempty"`
+	RequestTimeout string `json:"requestTimeout,omitempty"`
 }
 
 // Network is the pod network part of Config.

@@ -97,6 +97,7 @@ type Config struct {
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 
 	Network Network `json:"network,omitzero"`
+	NRI     NRI     `json:"nri,omitzero"`
 
 	// LogLevel is debug, info, warn or error. Default: info.
 	LogLevel string `json:"logLevel,omitempty"`
@@ -201,6 +202,7 @@ func (c *Config) setDefaults() error {
 	if c.CDISpecDirs == nil {
 		c.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
+	c.NRI.setDefaults()
 	if c.Rescan.Duration == 0 {
 		c.Rescan.Duration = 20 * time.Second
 	}
@@ -244,6 +246,7 @@ func (c *Config) Validate() error {
 		reject("cgroupDriver", "%q must be cgroupfs or systemd", c.CgroupDriver)
 	}
 	c.validateRuntimes(reject)
+	c.NRI.validate(reject)
 	for i, role := range c.Roles {
 		if !slices.Contains([]string{RoleAgent, RoleCRI, RoleNetwork}, role) {
 			reject(fmt.Sprintf("roles[%d]", i), "%q must be one of agent, cri, network", role)

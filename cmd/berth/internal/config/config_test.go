@@ -23,6 +23,9 @@ func TestMistakesAreNamedByTheirKey(t *testing.T) {
 		{"runtimes: {crun: {path: /usr/bin/crun, timeout: 1ms}}\n", `runtimes.crun.timeout: 1ms must be at least 1s`},
 		{"runtimes: {a: {path: /a, root: /run/x}, b: {path: /b, root: /run/x}}\n", `runtimes.b.root: /run/x is also that of a: a runtime takes what is there for its own`},
 		{"defaultRuntime: gvisor\n", `defaultRuntime: "gvisor" must be runc or one of runtimes`},
+		{"nri: {socketPath: nri.sock}\n", `nri.socketPath: "nri.sock" must be an absolute path`},
+		{"nri: {requestTimeout: 1us}\n", `nri.requestTimeout: 1µs must be at least 1ms`},
+		{"nri: {disable: true}\n", `unknown field "nri.disable"`},
 		{"rescan: 1ms\n", `rescan: 1ms must be at least 1s`},
 		{"network: {bridge: averyveryverylongname}\n", `network.bridge: "averyveryverylongname" is longer than the 15 characters of an interface name`},
 	} {

@@ -99,6 +99,7 @@ func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, vers
 			Root: filepath.Join(c.RootDir, "images"), CertsDirs: c.CertsDirs, Log: log,
 		},
 		PodCIDRs: podCIDRs,
+		NRI:      nriConfig(c),
 		Logger:   log,
 	})
 	if err != nil {
@@ -118,6 +119,17 @@ func handlers(c config.Config) map[string]handler.Config {
 		}
 	}
 	return all
+}
+
+// nriConfig: unless the configuration says that it is wanted, NRI is served
+// where no other runtime does.
+func nriConfig(c config.Config) cri.NRIConfig {
+	n := c.NRI
+	return cri.NRIConfig{
+		Wanted: n.Enable == nil || *n.Enable, Required: n.Enable != nil && *n.Enable,
+		Socket: n.SocketPath, PluginDir: n.PluginPath, ConfigDir: n.ConfigPath,
+		RegistrationTimeout: n.RegistrationTimeout.Duration, RequestTimeout: n.RequestTimeout.Duration,
+	}
 }
 
 func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {

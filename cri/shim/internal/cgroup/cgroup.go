@@ -21,6 +21,9 @@ const root = "/sys/fs/cgroup"
 type Group struct {
 	// Dir lists the container's processes. Empty: unknown.
 	Dir string
+	// inner is where the init process is below Dir: crun makes a cgroup
+	// inside a scope of systemd. Usually empty.
+	inner string
 	// memory holds the OOM counter: memory.events in version 2,
 	// memory.oom_control in version 1.
 	memory string
@@ -31,9 +34,9 @@ type Group struct {
 }
 
 // Of finds the cgroup of container id from its init process, or, when that
-// has ended already, from the bundle's config.json. A cgroup whose last
-// element does not name the container may be shared with others: it is not
-// taken for the container's.
+// has ended already, from the bundle's config.json. A cgroup that is neither
+// named for the container nor inside one that is may be shared with others: it
+// is not taken for the container's.
 func Of(id string, pid int, bundle string) Group {
 	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err == nil {
 		if g := parse(string(text), id, isUnified()); g.Dir != "" {
@@ -60,18 +63,38 @@ func isUnified() bool {
 func parse(text, id string, unified bool) Group {
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(fields) != 3 || !strings.Contains(filepath.Base(fields[2]), id) {
+		if len(fields) != 3 {
 			continue
 		}
-		controllers, path := fields[1], fields[2]
-		switch {
-		case unified && controllers == "":
-			return groupAt(filepath.Join(root, path))
-		case !unified && controllers == "memory":
-			return groupAt(filepath.Join(root, "memory", path))
+		path, inner, ok := split(fields[2], id)
+		if !ok {
+			continue
 		}
+		var g Group
+		switch controllers := fields[1]; {
+		case unified && controllers == "":
+			g = groupAt(filepath.Join(root, path))
+		case !unified && controllers == "memory":
+			g = groupAt(filepath.Join(root, "memory", path))
+		default:
+			continue
+		}
+		g.inner = inner
+		return g
 	}
 	return Group{}
+}
+
+// split parts a cgroup's path after the element that names the container.
+func split(path, id string) (own, inner string, ok bool) {
+	at := strings.LastIndex(path, id)
+	if at < 0 {
+		return "", "", false
+	}
+	if end := strings.IndexByte(path[at:], '/'); end >= 0 {
+		return path[:at+end], path[at+end+1:], true
+	}
+	return path, "", true
 }
 
 func groupAt(dir string) Group {

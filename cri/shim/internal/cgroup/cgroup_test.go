@@ -15,6 +15,7 @@ func TestTheCgroupIsFoundInProc(t *testing.T) {
 	}{
 		{"version 2", "0::/kubepods/pod1/c1\n", "c1", true, root + "/kubepods/pod1/c1"},
 		{"a scope of systemd", "0::/kubepods.slice/cri-c1.scope\n", "c1", true, root + "/kubepods.slice/cri-c1.scope"},
+		{"inside a scope of systemd", "0::/kubepods.slice/cri-c1.scope/container\n", "c1", true, root + "/kubepods.slice/cri-c1.scope"},
 		{"version 1", "4:memory:/kubepods/pod1/c1\n", "c1", false, root + "/memory/kubepods/pod1/c1"},
 		{"hybrid", hybrid, "c1", false, root + "/memory/kubepods/pod1/c1"},
 		{"a cgroup that others share", "0::/kubepods/pod1\n", "c1", true, ""},

@@ -36,7 +36,7 @@ func (g Group) NewExec(pid int) (Exec, error) {
 		return Exec{}, nil
 	}
 	name := "exec-" + strconv.FormatUint(names.Add(1), 10)
-	e := Exec{dir: filepath.Join(g.Dir, name), argument: name}
+	e := Exec{dir: filepath.Join(g.Dir, g.inner, name), argument: name}
 	if !isUnified() {
 		dir, err := freezerDir(pid)
 		if err != nil || dir == "" {

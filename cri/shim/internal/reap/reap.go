@@ -4,6 +4,7 @@
 package reap
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -104,9 +105,24 @@ func (r *Reaper) Adopt() (done func()) {
 	}
 }
 
-// Claim waits for a child that somebody else forked. Call it between Adopt
-// and done.
+// adoptPatience bounds how long the process that forked a child may live on
+// after its own parent has: crun's is gone a moment after crun, runc's before.
+const adoptPatience = time.Second
+
+// Claim waits for a child that somebody else forked, and is about to leave to
+// this subreaper. Call it between Adopt and done.
 func (r *Reaper) Claim(pid int) (<-chan Exit, error) {
+	deadline := time.Now().Add(adoptPatience)
+	for {
+		exit, err := r.claim(pid)
+		if !errors.Is(err, syscall.ECHILD) || time.Now().After(deadline) {
+			return exit, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (r *Reaper) claim(pid int) (<-chan Exit, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if exit, ok := r.orphans[pid]; ok {

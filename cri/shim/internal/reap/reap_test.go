@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -138,6 +139,39 @@ func TestAnOrphanIsClaimedBeforeOrAfterItsEnd(t *testing.T) {
 	}
 	if len(r.orphans) != 0 {
 		t.Errorf("keeps %v", r.orphans)
+	}
+}
+
+func TestAnOrphanIsClaimedBeforeItsParentHasEnded(t *testing.T) {
+	r := start(t)
+	defer r.Adopt()()
+	file := filepath.Join(t.TempDir(), "pid")
+	// The shell goes on for a while after it has told the pid, as the process
+	// does that crun leaves to start the container.
+	_, parent, err := r.Fork([]string{"/bin/sh", "-c", "sleep 0.4 & echo $! >" + file + ".new; mv " + file + ".new " + file + "; sleep 0.2"},
+		&syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	for text, err = os.ReadFile(file); err != nil; text, err = os.ReadFile(file) {
+		time.Sleep(time.Millisecond)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit, err := r.Claim(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-parent:
+	default:
+		t.Error("it was claimed while it still had its parent")
+	}
+	if e := wait(t, exit); e.Code() != 0 {
+		t.Errorf("exit code %d", e.Code())
 	}
 }
 
