@@ -139,6 +139,7 @@ func (h hungTest) remove() {
 	sandbox := h.runPod(pod)
 	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
 	works := h.stuck("delete")
+	h.waitExit(id) // before it can be killed
 	_, err := h.StopPodSandbox(h.ctx(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox})
 	h.says(err, id, "flaky delete")
 	equal(h.t, "exit code, known all the same", h.waitExit(id).ExitCode, 4)
