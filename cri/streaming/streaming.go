@@ -106,8 +106,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, token, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	ctx, cancel := context.WithCancel(logr.NewContext(r.Context(), logr.Discard())) // to the libraries, each end of a connection is an error
 	defer cancel()
-	// net/http no longer watches a connection that was taken over.
-	watched, r := watch{ResponseWriter: w, gone: cancel}, r.WithContext(ctx)
+	watched, r := watch{ResponseWriter: w, ctx: ctx, gone: cancel, interval: checkInterval}, r.WithContext(ctx)
 	switch req := s.tokens.take(token).(type) {
 	case *runtimeapi.ExecRequest:
 		if kind == "exec" {

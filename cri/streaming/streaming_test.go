@@ -1,6 +1,7 @@
 package streaming
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -125,32 +126,66 @@ func TestTheEndOfACommandIsTold(t *testing.T) {
 	}
 }
 
-func TestAHandlerHearsOfAClientThatHasGone(t *testing.T) {
-	heard := make(chan string, 1)
-	ctx, gone := context.WithCancel(context.Background())
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		conn, buffered, err := watch{w, gone}.Hijack()
+// hijacked serves one connection with a handler that has taken it over, and
+// returns the client's side of it.
+func hijacked(t *testing.T, w watch, handle func(net.Conn, *bufio.ReadWriter)) net.Conn {
+	t.Helper()
+	done := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		defer close(done)
+		w.ResponseWriter = rw
+		conn, buffered, err := w.Hijack()
 		if err != nil {
 			t.Error(err)
 			return
 		}
 		defer conn.Close()
-		line, _ := buffered.ReadString('\n')
-		heard <- line
-		_, _ = buffered.ReadByte()
+		handle(conn, buffered)
 	}))
-	defer server.Close()
-	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	t.Cleanup(func() {
+		<-done
+		server.Close()
+	})
+	client, err := net.Dial("tcp", server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	// The line comes with the request: the server may have read both already.
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\nhello\n"); err != nil {
+	if _, err := io.WriteString(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\nhello\n"); err != nil {
 		t.Fatal(err)
 	}
+	return client
+}
+
+func TestAHandlerThatReadsHearsAtOnceOfAClientThatHasGone(t *testing.T) {
+	ctx, gone := context.WithCancel(context.Background())
+	heard := make(chan string, 1)
+	client := hijacked(t, watch{ctx: ctx, gone: gone, interval: time.Hour}, func(_ net.Conn, buffered *bufio.ReadWriter) {
+		line, _ := buffered.ReadString('\n')
+		heard <- line
+		_, _ = buffered.ReadByte()
+	})
 	if got := <-heard; got != "hello\n" || ctx.Err() != nil {
 		t.Errorf("heard %q, %v", got, ctx.Err())
 	}
-	conn.Close()
+	client.Close()
 	<-ctx.Done()
+}
+
+func TestAHandlerThatDoesNotReadHearsOfItToo(t *testing.T) {
+	for name, leave := range map[string]func(net.Conn){
+		"closed": func(c net.Conn) { _ = c.Close() },
+		"reset":  func(c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); _ = c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, gone := context.WithCancel(context.Background())
+			client := hijacked(t, watch{ctx: ctx, gone: gone, interval: time.Millisecond}, func(net.Conn, *bufio.ReadWriter) { <-ctx.Done() })
+			time.Sleep(20 * time.Millisecond) // looked at many times
+			if ctx.Err() != nil {
+				t.Error("gone before it went")
+			}
+			leave(client)
+			<-ctx.Done()
+		})
+	}
 }

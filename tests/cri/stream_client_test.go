@@ -75,6 +75,17 @@ func join(to, from net.Conn) {
 	_ = to.(*net.TCPConn).CloseWrite() // the other direction may go on
 }
 
+// reset cuts it, whatever is still under way: the end of a connection that is
+// full would have to wait behind it.
+func (l *link) reset() {
+	l.mu.Lock()
+	for _, c := range l.conns {
+		_ = c.(*net.TCPConn).SetLinger(0)
+	}
+	l.mu.Unlock()
+	l.cut()
+}
+
 func (l *link) cut() {
 	_ = l.listener.Close()
 	l.mu.Lock()

@@ -228,6 +228,21 @@ func TestClientsThatDisappearTakeTheirCommandsAndNothingElse(t *testing.T) {
 			within(t, "the end of a stream", ended)
 			r.noProcess(id, "sleep")
 			equal(t, "state", r.status(id).State, runtimeapi.ContainerState_CONTAINER_RUNNING)
+			// A connection that is full of input for a command that reads none.
+			full := r.execLink(&runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"sleep", "1000"}, Stdin: true, Stdout: true})
+			go func(e remotecommand.Executor) {
+				ended <- e.StreamWithContext(context.Background(), remotecommand.StreamOptions{Stdin: zeros{}, Stdout: io.Discard})
+			}(full.executor(t, protocol))
+			harness.Eventually(t, callTimeout, "a command that runs", func() string {
+				if r.processes(id, "sleep") == "" {
+					return "none yet"
+				}
+				return ""
+			})
+			time.Sleep(time.Second) // fills the buffers on the way
+			full.reset()
+			within(t, "the end of a stream", ended)
+			r.noProcess(id, "sleep")
 		})
 	}
 	r.removePod(sandbox, pod)
