@@ -40,7 +40,19 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 		// The kubelet's probes look for this code.
 		return nil, status.Errorf(codes.DeadlineExceeded, "exec in container %s: command timed out after %s", c.ID, timeout)
 	}
-	return &runtimeapi.ExecSyncResponse{Stdout: result.Stdout, Stderr: result.Stderr, ExitCode: int32(result.ExitCode)}, nil
+	stdout, stderr := fitAnswer(result.Stdout, result.Stderr)
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(result.ExitCode)}, nil
+}
+
+// maxExecOutput is what fits, in bytes, into an answer that a kubelet accepts:
+// 16 MiB with everything around the output.
+const maxExecOutput = 16<<20 - 1<<10
+
+// fitAnswer cuts output that would not arrive at all otherwise. api.proto asks
+// for a cap on the output as a whole; errors have a quarter for sure.
+func fitAnswer(stdout, stderr []byte) (cutStdout, cutStderr []byte) {
+	stderr = stderr[:min(len(stderr), max(maxExecOutput/4, maxExecOutput-len(stdout)))]
+	return stdout[:min(len(stdout), maxExecOutput-len(stderr))], stderr
 }
 
 // runningContainer finds a container that processes can be started in.

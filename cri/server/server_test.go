@@ -428,3 +428,21 @@ func TestSignalsAreReadAsPeopleWriteThem(t *testing.T) {
 		t.Errorf("SIGRTMIN+3 is %v", got)
 	}
 }
+
+func TestTheOutputOfAnExecIsCutToWhatAnAnswerCarries(t *testing.T) {
+	const most = maxExecOutput
+	for _, c := range []struct{ stdout, stderr, wantStdout, wantStderr int }{
+		{0, 0, 0, 0},
+		{1, 2, 1, 2},
+		{most, 0, most, 0},
+		{most + 1, 0, most, 0},
+		{most, most, most - most/4, most / 4},
+		{most, 10, most - 10, 10},
+		{10, most, 10, most - 10},
+	} {
+		stdout, stderr := fitAnswer(make([]byte, c.stdout), make([]byte, c.stderr))
+		if len(stdout) != c.wantStdout || len(stderr) != c.wantStderr {
+			t.Errorf("%d and %d bytes are cut to %d and %d, want %d and %d", c.stdout, c.stderr, len(stdout), len(stderr), c.wantStdout, c.wantStderr)
+		}
+	}
+}

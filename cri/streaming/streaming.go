@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -103,10 +104,9 @@ func (s *Server) url(kind string, req any) (string, error) {
 // ServeHTTP serves a URL that one of the methods above made.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind, token, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel := context.WithCancel(logr.NewContext(r.Context(), logr.Discard())) // to the libraries, each end of a connection is an error
 	defer cancel()
-	// net/http no longer watches a connection that was taken over.
-	watched, r := watch{ResponseWriter: w, gone: cancel}, r.WithContext(ctx)
+	watched, r := watch{ResponseWriter: w, ctx: ctx, gone: cancel, interval: checkInterval}, r.WithContext(ctx)
 	switch req := s.tokens.take(token).(type) {
 	case *runtimeapi.ExecRequest:
 		if kind == "exec" {

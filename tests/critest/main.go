@@ -22,7 +22,11 @@ import (
 	"time"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/stock"
 )
+
+// pauseImage is that of containerd's pods; no spec names this version.
+const pauseImage = "registry.k8s.io/pause:3.10.2"
 
 // options are the command line's.
 type options struct {
@@ -67,13 +71,27 @@ func run(t harness.TB, o options) bool {
 	n := harness.NewNode(t, harness.Options{
 		Mirrors:    []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io"},
 		MoreImages: pushImages,
-		Amend:      func(c *harness.Config) { c.Roles = []string{"cri", "network"} },
+		Amend: func(c *harness.Config) {
+			c.Roles = []string{"cri", "network"}
+			c.NRI = harness.NRI{
+				Enable: o.nri, SocketPath: c.RunDir + "/nri.sock", PluginPath: c.RootDir + "/nri", ConfigPath: c.RootDir + "/nri",
+				RequestTimeout: "10s", // a spec has a plugin take just the default, two seconds
+			}
+		},
 	})
-	rt := runtimeUnderTest{name: "berth", socket: n.Config.CRISocket}
+	rt := runtimeUnderTest{name: "berth", socket: n.Config.CRISocket, nri: n.Config.NRI.SocketPath}
 	if o.containerd == "" {
 		n.Start()
 	} else {
-		rt = startContainerd(t, n, o)
+		bin, err := filepath.Abs(o.containerd)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		c := stock.StartContainerd(t, n, bin, pauseImage)
+		rt = runtimeUnderTest{name: "containerd", socket: c.Socket, nri: c.NRISocket}
+	}
+	if !o.nri {
+		rt.nri = ""
 	}
 	began := time.Now()
 	specs := runSuite(t, n, o, rt)

@@ -164,7 +164,7 @@ func (b *Builder) addGroupImage(out map[string]v1.Image, tools v1.Layer) error {
 }
 
 // addPause adds the image that specs pull from two registries, and the
-// versions that runtimes with pause containers use.
+// one of containerd's own pods.
 func (b *Builder) addPause(out map[string]v1.Image, _ v1.Layer) error {
 	t := newTree()
 	if err := t.host("pause", filepath.Join(b.Bin, "testbox")); err != nil {
@@ -174,7 +174,7 @@ func (b *Builder) addPause(out map[string]v1.Image, _ v1.Layer) error {
 	if err != nil {
 		return err
 	}
-	for _, version := range []string{"3.9", "3.10", "3.10.1", "3.10.2"} {
+	for _, version := range []string{"3.9", "3.10.2"} {
 		if out["registry.k8s.io/pause:"+version], err = assemble(v1.Config{
 			Entrypoint: []string{"/pause", "pause"}, Labels: map[string]string{"version": version}, User: "65535:65535",
 		}, layer); err != nil {

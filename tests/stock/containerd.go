@@ -22,8 +22,9 @@ const startTimeout = 30 * time.Second
 // Containerd is containerd with its usual network, in the network namespace of
 // a node and with its registry. It ends with the test.
 type Containerd struct {
-	Socket string
-	Dir    string // everything that outlives a reboot
+	Socket    string
+	NRISocket string
+	Dir       string // everything that outlives a reboot
 
 	cmd *exec.Cmd
 }
@@ -48,6 +49,10 @@ state = %[2]q
     conf_dir = %[6]q
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = 'io.containerd.runc.v2'
+[plugins.'io.containerd.nri.v1.nri']
+  socket_path = %[8]q
+  plugin_path = %[9]q
+  plugin_config_path = %[9]q
 `
 
 // containerdNetwork is the list that containerd's own documentation installs,
@@ -64,8 +69,9 @@ const containerdNetwork = `{"cniVersion": "1.0.0", "name": "containerd-net", "pl
 func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containerd {
 	t.Helper()
 	c := &Containerd{
-		Socket: filepath.Join(n.Config.RunDir, "containerd.sock"),
-		Dir:    filepath.Join(n.Dir, "containerd"),
+		Socket:    filepath.Join(n.Config.RunDir, "containerd.sock"),
+		NRISocket: filepath.Join(n.Config.RunDir, "nri.sock"),
+		Dir:       filepath.Join(n.Dir, "containerd"),
 	}
 	confDir := filepath.Join(c.Dir, "net.d")
 	config := filepath.Join(c.Dir, "config.toml")
@@ -76,7 +82,7 @@ func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containe
 	}
 	for path, content := range map[string]string{
 		config: fmt.Sprintf(containerdConfig, filepath.Join(c.Dir, "root"), filepath.Join(n.Config.RunDir, "containerd"),
-			c.Socket, n.CertsDir(), bin, confDir, pause),
+			c.Socket, n.CertsDir(), bin, confDir, pause, c.NRISocket, filepath.Join(c.Dir, "nri")),
 		filepath.Join(confDir, "10-containerd-net.conflist"): fmt.Sprintf(containerdNetwork, filepath.Join(c.Dir, "ipam")),
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
