@@ -111,8 +111,8 @@ func (l *latency) cycle(t harness.TB, side int, s *side) {
 
 func (l *latency) print() {
 	b := l.bare
-	fmt.Printf("bare cost, p50 of %d: %.1f ms = network %.1f + overlay %.1f + runc run -d %.1f\n\n", len(b.Total),
-		b.Total.Percentile(50), b.Network.Percentile(50), b.Rootfs.Percentile(50), b.Runc.Percentile(50))
+	fmt.Printf("bare cost, p50 of %d: %.1f ms = network %.1f + overlay %.1f + runc run -d %.1f; runc exec %.1f ms\n\n", len(b.Total),
+		b.Total.Percentile(50), b.Network.Percentile(50), b.Rootfs.Percentile(50), b.Runc.Percentile(50), b.Exec.Percentile(50))
 	fmt.Printf("%-22s %19s   %19s\n", "milliseconds", "Berth", "containerd")
 	fmt.Printf("%-22s %9s %9s   %9s %9s   %s\n", "", "p50", "p99", "p50", "p99", "ratio of p50")
 	for _, r := range l.rows {
