@@ -51,6 +51,7 @@ func newLatency() *latency {
 		{name: "RemoveContainer"},
 		{name: "StopPodSandbox"},
 		{name: "RemovePodSandbox"},
+		{name: "the four together"},
 	}}
 }
 
@@ -96,17 +97,20 @@ func (l *latency) cycle(t harness.TB, side int, s *side) {
 			return err
 		}))
 	}
-	l.add(side, "StopContainer", p.timed("StopContainer", func(ctx context.Context) error {
+	stop := p.timed("StopContainer", func(ctx context.Context) error {
 		_, err := p.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 30})
 		return err
-	}))
-	l.add(side, "RemoveContainer", p.timed("RemoveContainer", func(ctx context.Context) error {
+	})
+	remove := p.timed("RemoveContainer", func(ctx context.Context) error {
 		_, err := p.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
 		return err
-	}))
+	})
 	end := p.stop()
+	l.add(side, "StopContainer", stop)
+	l.add(side, "RemoveContainer", remove)
 	l.add(side, "StopPodSandbox", end[0])
 	l.add(side, "RemovePodSandbox", end[1])
+	l.add(side, "the four together", stop+remove+end[0]+end[1])
 }
 
 func (l *latency) print() {
