@@ -84,9 +84,9 @@ bin/peers/kubelet: tests/tools/go.mod tests/tools/go.sum | setup-build
 		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(call modversion,k8s.io/kubernetes,tests/tools)' k8s.io/kubernetes/cmd/kubelet
 
 bin/peers/containerd bin/peers/containerd-shim-runc-v2: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
-	cd tests/peers && $(PEER) -o $(CURDIR)/$@ -tags 'urfave_cli_no_docs $(TAGS)' \
+	cd tests/peers && $(PEER) -o $(CURDIR)/$@ -tags 'urfave_cli_no_docs $(SHIMTAGS)' \
 		-ldflags '-s -w -X $(CTRD)/version.Version=$(call modversion,$(CTRD),tests/peers)' $(CTRD)/cmd/$*
-bin/peers/containerd-shim-runc-v2: TAGS = no_grpc
+bin/peers/containerd-shim-runc-v2: SHIMTAGS = no_grpc
 
 bin/peers/bridge bin/peers/loopback: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
 	cd tests/peers && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ $(PLUGINS)/main/$*

@@ -30,6 +30,7 @@ type Host struct {
 	Capabilities      []string // those the daemon may pass on, CAP_CHOWN, ...
 	MinOOMScoreAdj    int      // the lowest that the daemon may set
 	SELinux           bool     // the kernel enforces SELinux
+	NoX32             bool     // an x86-64 kernel without the x32 ABI, as most are
 	CgroupOptions     []string // of /sys/fs/cgroup, to be kept where a container shares the cgroup namespace
 	// AppArmor is the name of the default profile; empty where the kernel has no AppArmor.
 	AppArmor string

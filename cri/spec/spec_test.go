@@ -253,9 +253,19 @@ func TestSeccompAndAppArmorProfiles(t *testing.T) {
 	if err != nil || s.Linux.Seccomp == nil || s.Linux.Seccomp.DefaultAction != specs.ActErrno || s.Process.ApparmorProfile != "" {
 		t.Errorf("runtime default without AppArmor: %v", err)
 	}
+	all := s.Linux.Seccomp
 	s, err = build(func(sc *runtimeapi.LinuxContainerSecurityContext, _ *Input, h *Host) { h.AppArmor = "berth-default" })
 	if err != nil || s.Process.ApparmorProfile != "berth-default" {
 		t.Errorf("nothing asked for where there is AppArmor: %v", err)
+	}
+	s, err = build(func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, h *Host) {
+		h.NoX32 = true
+		sc.Seccomp = profile(runtimeapi.SecurityProfile_RuntimeDefault, "")
+	})
+	if err != nil || slices.Contains(s.Linux.Seccomp.Architectures, specs.ArchX32) ||
+		len(s.Linux.Seccomp.Architectures) != len(slices.DeleteFunc(slices.Clone(all.Architectures), func(a specs.Arch) bool { return a == specs.ArchX32 })) ||
+		len(s.Linux.Seccomp.Syscalls) != len(all.Syscalls) {
+		t.Errorf("runtime default without x32: %v, architectures %v", err, s.Linux.Seccomp.Architectures)
 	}
 	s, err = build(func(sc *runtimeapi.LinuxContainerSecurityContext, in *Input, h *Host) {
 		h.AppArmor = "berth-default"

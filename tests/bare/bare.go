@@ -30,8 +30,9 @@ import (
 // compares them with: it ends at once on SIGTERM.
 var Command = []string{"sh", "-c", `trap "exit 0" TERM; sleep 100000 & wait`}
 
-// Result has what each part of a pod costs, in milliseconds.
-type Result struct{ Network, Rootfs, Runc, Total measure.Series }
+// Result has what each part of a pod costs, in milliseconds. Exec is no part of
+// Total.
+type Result struct{ Network, Rootfs, Runc, Total, Exec measure.Series }
 
 // Add takes in what one container cost.
 func (r *Result) Add(cost Cost) {
@@ -39,10 +40,11 @@ func (r *Result) Add(cost Cost) {
 	r.Rootfs.Add(cost.Rootfs)
 	r.Runc.Add(cost.Runc)
 	r.Total.Add(cost.Network + cost.Rootfs + cost.Runc)
+	r.Exec.Add(cost.Exec)
 }
 
 // Cost of one container, in milliseconds.
-type Cost struct{ Network, Rootfs, Runc float64 }
+type Cost struct{ Network, Rootfs, Runc, Exec float64 }
 
 // Maker makes containers of the busybox image, in the network namespace and
 // cgroup of a node.
@@ -101,7 +103,7 @@ type container struct {
 	seccomp        bool
 }
 
-// run returns what network, root file system and runc cost.
+// run returns what network, root file system, runc and an exec cost.
 func (c *container) run(i int) (cost Cost, err error) {
 	for _, sub := range []string{"upper", "work", "rootfs"} {
 		if err := os.MkdirAll(filepath.Join(c.dir, sub), 0o755); err != nil {
@@ -118,6 +120,7 @@ func (c *container) run(i int) (cost Cost, err error) {
 		{func() error { return c.network(i) }, &cost.Network},
 		{c.mount, &cost.Rootfs},
 		{c.start, &cost.Runc},
+		{c.exec, &cost.Exec},
 	} {
 		start := time.Now()
 		if err := step.do(); err != nil {
@@ -201,6 +204,14 @@ func (c *container) start() error {
 	if err := cmd.Run(); err != nil {
 		text, _ := os.ReadFile(log.Name())
 		return fmt.Errorf("runc run: %w: %s", err, text)
+	}
+	return nil
+}
+
+func (c *container) exec() error {
+	out, err := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "exec", c.id, "echo", "hello").CombinedOutput()
+	if err != nil || string(out) != "hello\n" {
+		return fmt.Errorf("runc exec: %w: %s", err, out)
 	}
 	return nil
 }

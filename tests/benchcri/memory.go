@@ -15,6 +15,9 @@ const settle = 10 * time.Second
 // measureMemory compares what the pods cost besides their own processes, with
 // so many of them on each side.
 func measureMemory(t harness.TB, n *harness.Node, sides [2]*side, count int) {
+	if count == 0 {
+		return
+	}
 	var pods []*pod
 	for range count {
 		for _, s := range sides {

@@ -59,35 +59,46 @@ func measurePulls(t harness.TB, n *harness.Node, sides [2]*side, large largeImag
 	if count == 0 {
 		return
 	}
-	var took [2]measure.Series
+	var took, durable [2]measure.Series
 	for i := range count {
 		for k := range sides {
 			turn := (i + k) % 2
-			took[turn].Add(measurePull(t, n, sides[turn]))
+			pulled, synced := measurePull(t, n, sides[turn])
+			took[turn].Add(pulled)
+			durable[turn].Add(synced)
 		}
 	}
-	rate := func(i int) float64 { return large.unpacked / took[i].Percentile(50) * 1000 }
 	fmt.Printf("%-36s %8s   %10s\n", fmt.Sprintf("pull of %d layers, %.0f MiB, %.0f unpacked", largeLayers, large.packed, large.unpacked), "Berth", "containerd")
-	fmt.Printf("%-36s %8.1f   %10.1f\n", "seconds, p50", took[0].Percentile(50)/1000, took[1].Percentile(50)/1000)
-	// The goal is of the time, so that less is better, as in the other rows.
-	fmt.Printf("%-36s %8.0f   %10.0f   %s of the time\n", "MiB unpacked a second", rate(0), rate(1), ratio(took[0].Percentile(50)/took[1].Percentile(50), 1))
+	for _, row := range []struct {
+		name string
+		took [2]measure.Series
+		goal float64
+	}{{"seconds, p50", took, 1}, {"seconds until it is on the disk", durable, 0}} {
+		ours, theirs := row.took[0].Percentile(50), row.took[1].Percentile(50)
+		fmt.Printf("%-36s %8.1f   %10.1f   %s\n", row.name, ours/1000, theirs/1000, ratio(ours/theirs, row.goal))
+	}
+	rate := func(i int) float64 { return large.unpacked / took[i].Percentile(50) * 1000 }
+	fmt.Printf("%-36s %8.0f   %10.0f\n", "MiB unpacked a second", rate(0), rate(1))
 }
 
-// measurePull returns the milliseconds of one pull, after what was written
-// before it has reached the disk.
-func measurePull(t harness.TB, n *harness.Node, s *side) float64 {
+// measurePull returns the milliseconds of one pull, and those until everything
+// that it wrote has reached the disk: Berth waits for that before it answers,
+// containerd does not. What was written before is on the disk when it begins.
+func measurePull(t harness.TB, n *harness.Node, s *side) (pulled, durable float64) {
 	t.Helper()
 	const image = harness.Registry + "/" + largeTag
 	unix.Sync()
 	fetched := blobsFetched(n)
 	start := time.Now()
 	s.pull(t, image)
-	ms := measure.Milliseconds(time.Since(start))
+	pulled = measure.Milliseconds(time.Since(start))
+	unix.Sync()
+	durable = measure.Milliseconds(time.Since(start))
 	if got := blobsFetched(n) - fetched; got < largeLayers {
 		t.Fatalf("%s: the pull fetched %d blobs, want %d layers and more: something of the image was there before", s.name, got, largeLayers)
 	}
 	s.remove(t, image)
-	return ms
+	return pulled, durable
 }
 
 func blobsFetched(n *harness.Node) int {

@@ -22,7 +22,7 @@ import (
 // statistics has the test look at what the kubelet says of its pods' resources:
 // at first of the runtime's statistics and the kubelet's own, and once it was
 // restarted, of the runtime's alone. Not while the runtime has none.
-const statistics = false
+const statistics = true
 
 func TestStockKubeletRunsPodsOnTheRuntime(t *testing.T) {
 	k := startKubelet(t)

@@ -178,6 +178,11 @@ func (k *kubelet) checkEmpty(t *testing.T) {
 		if len(list.GetItems()) > 0 || err != nil {
 			return fmt.Sprintf("the runtime has %v, error %v", list.GetItems(), err)
 		}
+		// Last, the kubelet removes the directories of their logs.
+		logs, err := os.ReadDir(k.n.Config.PodLogsDir)
+		if len(logs) > 0 || err != nil {
+			return fmt.Sprintf("logs %v are there, error %v", logs, err)
+		}
 		return ""
 	})
 }
