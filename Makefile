@@ -30,7 +30,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 # plugins that are programs anyway.
 TAGS     := nri_no_wasm
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
-FUZZTIME ?= 20s
+FUZZTIME ?= 1m
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +39,8 @@ var errNoRange = errors.New("cannot continue a blob in the middle")
 
 // stall gives up on a registry from which nothing came for too long. It runs
 // only while armed, so that time spent on the local disk is not held against
-// the registry.
+// the registry. Each request has its own time: a mirror that does not answer
+// uses up nothing of the next one's.
 type stall struct {
 	host    atomic.Pointer[string] // of the last request
 	timeout time.Duration
@@ -51,9 +53,16 @@ func watch(ctx context.Context, timeout time.Duration) (context.Context, *stall)
 	s := &stall{timeout: timeout}
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	s.timer = time.AfterFunc(timeout, func() {
-		s.cancel(fmt.Errorf("%s sent nothing for %s, giving up: %w", s.hostName(), timeout, errdefs.ErrUnavailable))
+		s.cancel(s.silence())
 	})
-	return withHost(ctx, &s.host), s
+	return withHost(ctx, func(host string) {
+		s.host.Store(&host)
+		s.arm()
+	}), s
+}
+
+func (s *stall) silence() error {
+	return fmt.Errorf("%s sent nothing for %s, giving up: %w", s.hostName(), s.timeout, errdefs.ErrUnavailable)
 }
 
 func (s *stall) hostName() string {
@@ -75,6 +84,10 @@ func (s *stall) close() {
 func (s *stall) explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return &interruptedError{cause}
+	}
+	var request *url.Error
+	if errors.As(err, &request) && request.Timeout() {
+		return &interruptedError{s.silence()}
 	}
 	return explainRemote(err, s.hostName())
 }

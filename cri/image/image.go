@@ -40,6 +40,12 @@ type Image struct {
 	ChainID     string
 }
 
+// Description is what the documents of an image say.
+type Description struct {
+	Manifest ocispec.Manifest
+	Config   ocispec.Image // empty for an artifact
+}
+
 // Auth are the credentials of one pull; the zero value means none. Their
 // fields are those of the CRI's AuthConfig.
 type Auth struct {

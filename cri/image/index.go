@@ -9,14 +9,14 @@ import (
 // index answers which images there are from memory. It mirrors the image
 // records of the database; the store changes both under one lock.
 type index struct {
-	pinned map[string]bool // record names that pin their image
+	pinned pins // record names and IDs that pin their image
 
 	mu     sync.RWMutex
 	refs   map[string]string // record name to image ID
 	images map[string]Image  // by ID
 }
 
-func newIndex(pinned map[string]bool) *index {
+func newIndex(pinned pins) *index {
 	return &index{pinned: pinned, refs: map[string]string{}, images: map[string]Image{}}
 }
 
@@ -59,7 +59,7 @@ func (x *index) regroup(touched map[string]bool) {
 			continue
 		}
 		named[id] = true
-		pinned[id] = pinned[id] || x.pinned[name] || x.pinned[id]
+		pinned[id] = pinned[id] || x.pinned.match(name) || x.pinned.match(id)
 		switch kindOf(name) {
 		case recordTag:
 			tags[id] = append(tags[id], name)

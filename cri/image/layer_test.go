@@ -205,6 +205,7 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(m, c)
+	f.Add([]byte(`{"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[{"mediaType":"text/plain","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2,"annotations":{"org.opencontainers.image.title":"a/b"}}]}`), []byte(`{}`))
 	f.Add([]byte(`{"manifests":[{"platform":{"os":"linux","architecture":"amd64"},"digest":"sha256:x"}]}`), []byte(`{}`))
 	want := platforms.Only(platforms.MustParse("linux/amd64"))
 	f.Fuzz(func(t *testing.T, manifest, config []byte) {
@@ -217,6 +218,20 @@ func FuzzManifest(f *testing.F) {
 		}
 		if len(m.Layers) == 0 || len(m.Layers) > maxLayers || checkDescriptor(m.Config) != nil {
 			t.Errorf("accepted %+v", m)
+		}
+		if isArtifact(m) {
+			unpacks, chain, err := artifactLayers(m)
+			if err != nil {
+				return
+			}
+			if len(unpacks) != len(m.Layers) || len(chain) != len(m.Layers) {
+				t.Errorf("%d of %d layers in a chain of %d", len(unpacks), len(m.Layers), len(chain))
+			}
+			for _, u := range unpacks {
+				if u.file != "" && !filepath.IsLocal(u.file) {
+					t.Errorf("file %q", u.file)
+				}
+			}
 		}
 		if _, chain, err := parseConfig(config, len(m.Layers), want, "linux/amd64"); err == nil && len(chain) != len(m.Layers) {
 			t.Errorf("chain of %d for %d layers", len(chain), len(m.Layers))

@@ -53,10 +53,11 @@ func (s *Store) pull(ctx context.Context, named reference.Named, auth Auth, repo
 	}
 	defer s.pulls.Release(1)
 	report(Progress{Ref: ref, Status: "resolving"})
-	remote, err := newRegistry(ctx, s.config.CertsDirs, auth)
+	creds, err := credentialsFor(named, auth, s.config.AuthFile)
 	if err != nil {
 		return Image{}, err
 	}
+	remote := newRegistry(ctx, s.config.CertsDirs, creds, s.config.ProgressTimeout)
 	defer remote.close()
 
 	var img Image

@@ -2,16 +2,14 @@ package image
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -25,22 +23,23 @@ import (
 // come from hosts.toml, its credentials from the caller.
 type registry struct {
 	remotes.Resolver
+	answer time.Duration // that a host has to begin one
 
 	mu      sync.Mutex
 	clients []*http.Client
 }
 
-func newRegistry(ctx context.Context, certsDirs []string, auth Auth) (*registry, error) {
-	if err := auth.check(); err != nil {
-		return nil, err
-	}
-	r := &registry{}
+// newRegistry makes the clients of one pull. A host that lets timeout pass is
+// given up on by the pull's watch; so it has a little less to begin an answer,
+// after which the next host is asked.
+func newRegistry(ctx context.Context, certsDirs []string, creds credentials, timeout time.Duration) *registry {
+	r := &registry{answer: timeout * 9 / 10}
 	// The hosts of a namespace are worked out once a pull: each time makes new
 	// connections and forgets the tokens.
 	known := map[string][]docker.RegistryHost{}
 	configured := config.ConfigureHosts(ctx, config.HostOptions{
 		HostDir:      func(host string) (string, error) { return hostDir(certsDirs, host) },
-		Credentials:  auth.credentials,
+		Credentials:  creds.secret,
 		UpdateClient: r.track,
 	})
 	var mu sync.Mutex
@@ -53,17 +52,26 @@ func newRegistry(ctx context.Context, certsDirs []string, auth Auth) (*registry,
 				return hosts, nil
 			}
 			hosts, err := configured(host)
-			if err == nil {
-				known[host] = hosts
+			if err != nil {
+				return nil, err
 			}
-			return hosts, err
+			for i := range hosts {
+				if token := creds.token(hosts[i].Host); token != "" {
+					hosts[i].Authorizer = bearer(token)
+				}
+			}
+			known[host] = hosts
+			return hosts, nil
 		},
 	})
-	return r, nil
+	return r
 }
 
 // track notes which host a request goes to, for errors that name it.
 func (r *registry) track(client *http.Client) error {
+	if t, ok := client.Transport.(*http.Transport); ok {
+		t.ResponseHeaderTimeout = r.answer
+	}
 	client.Transport = &trackingTransport{client.Transport}
 	r.mu.Lock()
 	r.clients = append(r.clients, client)
@@ -119,77 +127,18 @@ func checkHostsFile(name string) error {
 	return nil
 }
 
-// check refuses credentials that would otherwise be dropped without a word.
-func (a Auth) check() error {
-	if a.RegistryToken != "" && a.Username == "" && a.IdentityToken == "" && a.Auth == "" {
-		return fmt.Errorf("credentials: registry_token is not supported, give a user and password or an identity token: %w", errdefs.ErrInvalidArgument)
-	}
-	if a.Username == "" && a.IdentityToken == "" && a.Auth != "" {
-		if _, _, err := splitAuth(a.Auth); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// credentials answers for one host; an empty user with a secret is an
-// identity token. Credentials that name a server go to no other host. The
-// order of the fields is that of containerd's CRI.
-func (a Auth) credentials(host string) (user, secret string, err error) {
-	if a.ServerAddress != "" && serverHost(a.ServerAddress) != host {
-		return "", "", nil
-	}
-	switch {
-	case a.Username != "":
-		return a.Username, a.Password, nil
-	case a.IdentityToken != "":
-		return "", a.IdentityToken, nil
-	case a.Auth != "":
-		return splitAuth(a.Auth)
-	}
-	return "", "", nil
-}
-
-// serverHost is the host of a server address, which may be a URL or just a
-// host. Docker's address for its hub differs from the host that serves it.
-func serverHost(address string) string {
-	if !strings.Contains(address, "://") {
-		address = "https://" + address
-	}
-	u, err := url.Parse(address)
-	if err != nil {
-		return ""
-	}
-	if u.Host == "index.docker.io" || u.Host == "docker.io" {
-		return "registry-1.docker.io"
-	}
-	return u.Host
-}
-
-func splitAuth(auth string) (user, password string, err error) {
-	decoded, err := base64.StdEncoding.DecodeString(auth)
-	if err != nil {
-		return "", "", fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
-	}
-	user, password, ok := strings.Cut(string(decoded), ":")
-	if !ok {
-		return "", "", fmt.Errorf("credentials: auth is not user:password: %w", errdefs.ErrInvalidArgument)
-	}
-	return user, strings.TrimRight(password, "\x00"), nil
-}
-
 type hostKey struct{}
 
-// withHost lets the transport write down the host of the last request made under ctx.
-func withHost(ctx context.Context, host *atomic.Pointer[string]) context.Context {
-	return context.WithValue(ctx, hostKey{}, host)
+// withHost has the transport tell the host of each request made under ctx.
+func withHost(ctx context.Context, asking func(host string)) context.Context {
+	return context.WithValue(ctx, hostKey{}, asking)
 }
 
 type trackingTransport struct{ base http.RoundTripper }
 
 func (t *trackingTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if host, ok := req.Context().Value(hostKey{}).(*atomic.Pointer[string]); ok {
-		host.Store(&req.URL.Host)
+	if asking, ok := req.Context().Value(hostKey{}).(func(string)); ok {
+		asking(req.URL.Host)
 	}
 	return t.base.RoundTrip(req)
 }

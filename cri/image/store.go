@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	bolt "go.etcd.io/bbolt"
 	errbolt "go.etcd.io/bbolt/errors"
@@ -42,8 +43,9 @@ type Config struct {
 	MaxLayerBytes     int64         // of one layer, packed and unpacked; default 64 GiB
 	MaxUnpackedBytes  int64         // of the layers of one image together; default 128 GiB
 	MaxLayerEntries   int64         // files and directories of one layer; default 4,194,304
-	PinnedImages      []string      // references that the kubelet must not collect
-	ProgressTimeout   time.Duration // silence of a registry after which a pull is given up; default 1 minute
+	PinnedImages      []string      // references that the kubelet must not collect; * stands for any text
+	AuthFile          string        // docker config.json for pulls that bring no credentials; empty: none
+	ProgressTimeout   time.Duration // silence of a registry after which a request to it is given up; default 5 minutes, as containerd's
 	Log               *slog.Logger  // default: none
 }
 
@@ -102,7 +104,7 @@ func (c Config) withDefaults() Config {
 		c.MaxLayerEntries = 4 << 20
 	}
 	if c.ProgressTimeout <= 0 {
-		c.ProgressTimeout = time.Minute
+		c.ProgressTimeout = 5 * time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -130,13 +132,9 @@ func Open(ctx context.Context, config Config) (_ *Store, err error) {
 		}
 	}
 	s.match, s.platform = platforms.Only(spec), platforms.Format(platforms.Normalize(spec))
-	pinned := map[string]bool{}
-	for _, ref := range config.PinnedImages {
-		named, err := parseReference(ref)
-		if err != nil {
-			return nil, fmt.Errorf("pinned images: %w", err)
-		}
-		pinned[named.String()] = true
+	pinned, err := newPins(config.PinnedImages)
+	if err != nil {
+		return nil, err
 	}
 	s.index, s.chains = newIndex(pinned), newChains()
 
@@ -204,6 +202,24 @@ func (s *Store) Get(refOrID string) (Image, bool) { return s.index.get(refOrID) 
 
 // List returns all images, sorted by ID. It answers from memory.
 func (s *Store) List() []Image { return s.index.list() }
+
+// Describe reads the documents of an image by its ID.
+func (s *Store) Describe(ctx context.Context, id string) (Description, error) {
+	ctx = s.context(ctx)
+	names := s.index.names(id)
+	if len(names) == 0 {
+		return Description{}, fmt.Errorf("image %s: %w", id, errdefs.ErrNotFound)
+	}
+	record, err := s.records.Get(ctx, names[0])
+	if err != nil {
+		return Description{}, fmt.Errorf("record %s: %w", names[0], err)
+	}
+	c, err := s.inspect(ctx, stored{s.content}, record.Target)
+	if err != nil {
+		return Description{}, err
+	}
+	return Description{Manifest: c.manifest, Config: c.config}, nil
+}
 
 // Close ends running pulls and closes the databases. Run must have returned.
 func (s *Store) Close() error {

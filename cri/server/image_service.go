@@ -22,6 +22,10 @@ func (s *Server) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest
 	if ref == "" {
 		return nil, status.Error(codes.InvalidArgument, "image.image: it is empty")
 	}
+	// Images are the same for all handlers.
+	if _, err := s.newHandler(req.GetImage().GetRuntimeHandler()); err != nil {
+		return nil, err
+	}
 	a := req.GetAuth()
 	img, err := s.images.Pull(ctx, ref, image.Auth{
 		Username: a.GetUsername(), Password: a.GetPassword(), Auth: a.GetAuth(),
@@ -48,15 +52,23 @@ func (s *Server) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest
 	return resp, nil
 }
 
-// ImageStatus has no image in its answer when there is none.
-func (s *Server) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+// ImageStatus has no image in its answer when there is none. Verbose, it has
+// what the image's configuration and manifest say, the configuration under the
+// name that containerd has for it.
+func (s *Server) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	img, ok := s.images.Get(req.GetImage().GetImage())
 	if !ok {
 		return &runtimeapi.ImageStatusResponse{}, nil
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
 	if req.GetVerbose() {
-		data, err := json.Marshal(map[string]any{"chainID": img.ChainID, "imageSpec": map[string]any{"config": img.Config}})
+		described, err := s.images.Describe(ctx, img.ID)
+		if err != nil {
+			return nil, errgrpc.ToGRPC(fmt.Errorf("read image %s: %w", img.ID, err))
+		}
+		data, err := json.Marshal(map[string]any{
+			"chainID": img.ChainID, "imageSpec": described.Config, "manifest": described.Manifest, "artifact": img.Artifact,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("encode the information: %w", err)
 		}

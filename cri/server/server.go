@@ -356,6 +356,7 @@ func (t *timeline) done() []store.Step {
 type Images interface {
 	Get(refOrID string) (image.Image, bool)
 	List() []image.Image
+	Describe(ctx context.Context, id string) (image.Description, error)
 	Pull(ctx context.Context, ref string, auth image.Auth, progress func(image.Progress)) (image.Image, error)
 	Remove(ctx context.Context, refOrID string) error
 	ImageUse

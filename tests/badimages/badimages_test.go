@@ -16,7 +16,9 @@ func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
-	n := harness.StartNode(t, harness.Options{})
+	n := harness.StartNode(t, harness.Options{Amend: func(c *harness.Config) {
+		c.Images.PullProgressTimeout = "2s"
+	}})
 	images := registry.BadImages()
 	for name, img := range images {
 		n.Registry.Replace("bad/"+name, img)

@@ -67,6 +67,7 @@ type Config struct {
 	ClusterDNS    []string `json:"clusterDNS,omitempty"`
 	ClusterDomain string   `json:"clusterDomain,omitempty"`
 	Network       Network  `json:"network"`
+	Images        Images   `json:"images,omitzero"`
 	LogLevel      string   `json:"logLevel,omitempty"`
 }
 
@@ -84,6 +85,14 @@ type NRI struct {
 	PluginPath     string `json:"pluginPath,omitempty"`
 	ConfigPath     string `json:"configPath,omitempty"`
 	RequestTimeout string `json:"requestTimeout,omitempty"`
+}
+
+// Images is the image part of Config.
+type Images struct {
+	PullProgressTimeout string   `json:"pullProgressTimeout,omitempty"`
+	MaxLayerSize        string   `json:"maxLayerSize,omitempty"`
+	Pinned              []string `json:"pinned,omitempty"`
+	AuthFile            string   `json:"authFile,omitempty"`
 }
 
 // Network is the pod network part of Config.

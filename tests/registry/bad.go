@@ -69,7 +69,6 @@ func BadImages() map[string]*Bad {
 		"not-compressed":    bad(func(p *parts) { p.layer = []byte("this is no gzip stream") }),
 		"diff-id-mismatch":  bad(func(p *parts) { p.diffID = digest([]byte("something else")) }),
 		"unknown-layer":     bad(func(p *parts) { p.layerType = "application/vnd.example.layer" }),
-		"unknown-config":    bad(func(p *parts) { p.configType = "application/vnd.example.config" }),
 		"wrong-config-arch": bad(func(p *parts) { p.arch = "s390x" }),
 		"too-many-layers":   bad(func(p *parts) { p.manifest = func(m *manifest) { m.Layers = append(m.Layers, m.Layers[0]) } }),
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -98,6 +99,7 @@ type Config struct {
 
 	Network Network `json:"network,omitzero"`
 	NRI     NRI     `json:"nri,omitzero"`
+	Images  Images  `json:"images,omitzero"`
 
 	// LogLevel is debug, info, warn or error. Default: info.
 	LogLevel string `json:"logLevel,omitempty"`
@@ -112,6 +114,31 @@ type Network struct {
 	Bridge string `json:"bridge,omitempty"`
 	// MTU of pod interfaces. Default: 0, which takes it from the egress route.
 	MTU int `json:"mtu,omitempty"`
+}
+
+// Images is how images are pulled and kept.
+type Images struct {
+	// MaxParallelPulls is how many images are pulled at a time. Default: 4.
+	MaxParallelPulls int `json:"maxParallelPulls,omitempty"`
+	// MaxParallelDownloads is how many layers of one image are fetched at a
+	// time. Default: 3.
+	MaxParallelDownloads int `json:"maxParallelDownloads,omitempty"`
+	// MaxParallelUnpacks is how many layers of all images are unpacked at a
+	// time. Default: as many as processors, at most 4.
+	MaxParallelUnpacks int `json:"maxParallelUnpacks,omitempty"`
+	// MaxLayerSize bounds one layer, packed and unpacked. Default: 64Gi.
+	MaxLayerSize resource.Quantity `json:"maxLayerSize,omitzero"`
+	// MaxImageSize bounds what the layers of one image unpack to. Default: 128Gi.
+	MaxImageSize resource.Quantity `json:"maxImageSize,omitzero"`
+	// MaxLayerEntries bounds the files and directories of one layer. Default: 4194304.
+	MaxLayerEntries int64 `json:"maxLayerEntries,omitempty"`
+	// PullProgressTimeout is how long a registry may send nothing. Default: 5m.
+	PullProgressTimeout metav1.Duration `json:"pullProgressTimeout,omitzero"`
+	// Pinned are images that are not collected: references, * for any text.
+	Pinned []string `json:"pinned,omitempty"`
+	// AuthFile is a docker config.json with the credentials of pulls that
+	// bring none.
+	AuthFile string `json:"authFile,omitempty"`
 }
 
 // Load reads the file and fills in defaults. A missing file at DefaultPath is
@@ -274,10 +301,35 @@ func (c *Config) Validate() error {
 	if c.Rescan.Duration < time.Second {
 		reject("rescan", "%s must be at least 1s", c.Rescan.Duration)
 	}
+	c.Images.validate(reject)
 	if _, err := c.Level(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func (i *Images) validate(reject func(key, format string, args ...any)) {
+	for _, n := range []struct {
+		key   string
+		value int64
+	}{
+		{"maxParallelPulls", int64(i.MaxParallelPulls)}, {"maxParallelDownloads", int64(i.MaxParallelDownloads)},
+		{"maxParallelUnpacks", int64(i.MaxParallelUnpacks)}, {"maxLayerEntries", i.MaxLayerEntries},
+		{"maxLayerSize", i.MaxLayerSize.Value()}, {"maxImageSize", i.MaxImageSize.Value()},
+		{"pullProgressTimeout", int64(i.PullProgressTimeout.Duration)},
+	} {
+		if n.value < 0 {
+			reject("images."+n.key, "must not be negative")
+		}
+	}
+	if i.AuthFile != "" && !filepath.IsAbs(i.AuthFile) {
+		reject("images.authFile", "%q must be an absolute path", i.AuthFile)
+	}
+	for n, ref := range i.Pinned {
+		if ref == "" {
+			reject(fmt.Sprintf("images.pinned[%d]", n), "it is empty")
+		}
+	}
 }
 
 // Level is LogLevel as slog knows it.

@@ -95,9 +95,7 @@ func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, vers
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
 		},
-		Image: image.Config{
-			Root: filepath.Join(c.RootDir, "images"), CertsDirs: c.CertsDirs, Log: log,
-		},
+		Image:    imageConfig(c, log),
 		PodCIDRs: podCIDRs,
 		NRI:      nriConfig(c),
 		Logger:   log,
@@ -129,6 +127,17 @@ func nriConfig(c config.Config) cri.NRIConfig {
 		Wanted: n.Enable == nil || *n.Enable, Required: n.Enable != nil && *n.Enable,
 		Socket: n.SocketPath, PluginDir: n.PluginPath, ConfigDir: n.ConfigPath,
 		RegistrationTimeout: n.RegistrationTimeout.Duration, RequestTimeout: n.RequestTimeout.Duration,
+	}
+}
+
+func imageConfig(c config.Config, log *slog.Logger) image.Config {
+	return image.Config{
+		Root: filepath.Join(c.RootDir, "images"), CertsDirs: c.CertsDirs, Log: log,
+		MaxParallelPulls: c.Images.MaxParallelPulls, MaxParallelLayers: c.Images.MaxParallelDownloads,
+		MaxParallelUnpack: c.Images.MaxParallelUnpacks,
+		MaxLayerBytes:     c.Images.MaxLayerSize.Value(), MaxUnpackedBytes: c.Images.MaxImageSize.Value(),
+		MaxLayerEntries: c.Images.MaxLayerEntries, ProgressTimeout: c.Images.PullProgressTimeout.Duration,
+		PinnedImages: c.Images.Pinned, AuthFile: c.Images.AuthFile,
 	}
 }
 
