@@ -271,7 +271,7 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 	}
 	sc := c.Config.GetLinux().GetSecurityContext()
 	if in.Devices, in.DeviceRules, err = host.Asked(c.Config.GetDevices()); err != nil {
-		return in, err
+		return in, status.Errorf(codes.InvalidArgument, "config.devices: %v", err)
 	}
 	if sc.GetPrivileged() && !runtime.PrivilegedWithoutHostDevices {
 		all, err := host.Devices()
@@ -284,7 +284,7 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 	}
 	if file := spec.SeccompFile(sc); file != "" {
 		if in.SeccompProfile, err = os.ReadFile(file); err != nil {
-			return in, fmt.Errorf("read the seccomp profile: %w", err)
+			return in, status.Errorf(codes.InvalidArgument, "config.linux.security_context.seccomp: read the seccomp profile: %v", err)
 		}
 	}
 	volumes, err := imageVolumes(s.layer(c.ID), img, sb, c.Config.GetMounts())

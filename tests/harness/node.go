@@ -64,6 +64,7 @@ type Config struct {
 	CNIConfDir    string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`
 	CertsDirs     []string `json:"certsDirs,omitempty"`
+	CDISpecDirs   []string `json:"cdiSpecDirs,omitempty"`
 	ClusterDNS    []string `json:"clusterDNS,omitempty"`
 	ClusterDomain string   `json:"clusterDomain,omitempty"`
 	Network       Network  `json:"network"`
