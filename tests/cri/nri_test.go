@@ -516,7 +516,7 @@ func nriStopUpdates(t *testing.T, r *runtime) {
 		u.SetLinuxCPUShares(900)
 		return []*api.ContainerUpdate{u}, nil
 	}})
-	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 30})
+	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 1})
 	must(t, err)
 	harness.Eventually(t, callTimeout, "what the ended one gave free", func() string {
 		if got := r.status(stays).GetResources().GetLinux().GetCpuShares(); got != 900 {
