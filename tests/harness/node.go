@@ -60,6 +60,7 @@ type Config struct {
 	Runtimes       map[string]Runtime `json:"runtimes,omitempty"`
 	DefaultRuntime string             `json:"defaultRuntime,omitempty"`
 	NRI            NRI                `json:"nri"`
+	CDISpecDirs    []string           `json:"cdiSpecDirs,omitempty"`
 
 	CNIConfDir    string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`

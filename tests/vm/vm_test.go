@@ -27,7 +27,7 @@ const work = "/var/tmp/berth-vm"
 // suites are the tests that look at cgroups.
 var suites = []struct{ pkg, tests string }{
 	{"pods", "^(TestResources|TestClaimOutlivesItsPod)$"},
-	{"cri", "^(TestStatistics|TestMetricStatistics)$"},
+	{"cri", "^(TestStatistics|TestMetricStatistics|TestUpdates|TestRuntimeHandlers)$"},
 }
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
