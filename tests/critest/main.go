@@ -67,9 +67,15 @@ func run(t harness.TB, o options) bool {
 	n := harness.NewNode(t, harness.Options{
 		Mirrors:    []string{"registry.k8s.io", "k8s.gcr.io", "gcr.io"},
 		MoreImages: pushImages,
-		Amend:      func(c *harness.Config) { c.Roles = []string{"cri", "network"} },
+		Amend: func(c *harness.Config) {
+			c.Roles = []string{"cri", "network"}
+			if o.nri {
+				none := c.RunDir + "/none" // no plugins of this machine
+				c.NRI = harness.NRI{Enable: true, SocketPath: c.RunDir + "/nri.sock", PluginPath: none, ConfigPath: none}
+			}
+		},
 	})
-	rt := runtimeUnderTest{name: "berth", socket: n.Config.CRISocket}
+	rt := runtimeUnderTest{name: "berth", socket: n.Config.CRISocket, nri: n.Config.NRI.SocketPath}
 	if o.containerd == "" {
 		n.Start()
 	} else {
