@@ -163,6 +163,28 @@ func TestLimitsThatCannotBeWrittenStay(t *testing.T) {
 	w.checkEmpty(t)
 }
 
+func TestARuntimeThatHangsOverAnEndedContainerHoldsUpNoRestart(t *testing.T) {
+	w := newWorld(t)
+	s := w.start(t)
+	hung, other := runSandbox(t, s, "hung"), runSandbox(t, s, "other")
+	ended := createContainer(t, s, hung, "c")
+	startContainer(t, s, ended)
+	sh := w.shims.of(t, s, hung)
+	s.Close()
+	sh.hang = make(chan struct{})
+	sh.exit(ended, 4) // nobody listens
+	s = w.start(t)    // returns, though nothing can be deleted
+	t.Cleanup(s.Close)
+	if st := containerState(t, s, ended); st.ExitCode != 4 || st.State != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("the ended container: %v", st)
+	}
+	startContainer(t, s, createContainer(t, s, other, "c"))
+	close(sh.hang)
+	removeSandbox(t, s, hung)
+	removeSandbox(t, s, other)
+	w.checkEmpty(t)
+}
+
 func TestLimitsOfAnEndedContainerAreNotChanged(t *testing.T) {
 	w := newWorld(t)
 	s := startWith(t, w, noPlugins{})
