@@ -26,11 +26,13 @@ import (
 	"path/filepath"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/cri/cdi"
 	"github.com/berth-io/berth/cri/cgroup"
 	"github.com/berth-io/berth/cri/handler"
 	"github.com/berth-io/berth/cri/host"
@@ -189,6 +191,7 @@ func (r *Runtime) nriConfig(c server.Config) nri.Config {
 		RegistrationTimeout: n.RegistrationTimeout, RequestTimeout: n.RequestTimeout,
 		Version: c.Version, Host: c.Host, Logger: r.log,
 		ContainerDir: filepath.Join(c.RunDir, "containers"), NamespaceDir: filepath.Join(c.RunDir, "ns"),
+		CDI: func(s *specs.Spec, devices []string) error { return cdi.Inject(s, devices, c.CDISpecDirs) },
 	}
 }
 

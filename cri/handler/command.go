@@ -70,6 +70,22 @@ func (r *Runtime) Knows(id string) bool {
 	return !errors.Is(err, os.ErrNotExist)
 }
 
+// Checkpoint writes the processes of a running container into imageDir and
+// leaves them running; criu's log goes to workDir. Open connections and locks
+// are no reason to refuse.
+func (r *Runtime) Checkpoint(ctx context.Context, id, imageDir, workDir string) error {
+	_, err := r.command(ctx, nil, "checkpoint", "--leave-running", "--image-path", imageDir, "--work-path", workDir,
+		"--tcp-established", "--ext-unix-sk", "--file-locks", id)
+	return err
+}
+
+// Resume lets the processes of a container go on that a checkpoint was killed
+// over.
+func (r *Runtime) Resume(ctx context.Context, id string) error {
+	_, err := r.command(ctx, nil, "resume", id)
+	return err
+}
+
 // Update changes the limits of a running container.
 func (r *Runtime) Update(ctx context.Context, id string, limits *specs.LinuxResources) error {
 	data, err := json.Marshal(limits)

@@ -117,8 +117,15 @@ func TestAHungCommandIsKilledWithItsChildrenAndNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat"); err == nil && !strings.Contains(string(state), " Z ") {
-		t.Errorf("its child is still there: %s", state)
+	// It has been killed; its end takes its time.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat")
+		if err != nil || strings.Contains(string(state), " Z ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("its child is still there: %s", state)
+		}
 	}
 }
 

@@ -60,31 +60,31 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 		}
 		return "", status.Errorf(codes.AlreadyExists, "container %s exists as %s, and is %s: remove it or ask for another attempt", name, held.ID, held.State)
 	}
-	img, ok := s.images.Get(config.GetImage().GetImage())
-	if !ok {
-		return "", status.Errorf(codes.NotFound, "image %q is not on this node: pull it first", config.GetImage().GetImage())
-	}
-	if img.Artifact {
-		return "", status.Errorf(codes.InvalidArgument, "image %q is an artifact: it can be mounted as an image volume, not run", config.GetImage().GetImage())
+	src, err := s.sourceOf(ctx, config)
+	if err != nil {
+		return "", err
 	}
 	volumes, err := s.imageVolumesOf(config)
 	if err != nil {
 		return "", err
 	}
 	tl := newTimeline()
-	c, err := s.newContainer(name, sb, config, img)
+	c, err := s.newContainer(name, sb, config, src.image)
 	if err != nil {
 		return "", err
 	}
 	c.VolumeChains = chainsOf(volumes)
+	if src.chain != "" {
+		c.VolumeChains = append(c.VolumeChains, src.chain)
+	}
 	if err := s.containers.Add(c); err != nil {
 		return "", err
 	}
 	failpoint.Hit("cri/container-recorded")
-	made, err := s.buildContainer(ctx, sb, c, img, volumes, tl)
+	made, err := s.buildContainer(ctx, sb, c, src, volumes, tl)
 	if err == nil {
 		c, err = s.containers.Update(c.ID, func(c *store.Container) error {
-			c.User, c.Resources, c.Cgroup, c.Timeline = made.User, made.Resources, made.Cgroup, tl.done()
+			c.User, c.Resources, c.Cgroup, c.Checkpoint, c.Timeline = made.User, made.Resources, made.Cgroup, made.Checkpoint, tl.done()
 			return c.Move(store.ContainerCreated)
 		})
 	}
@@ -140,8 +140,9 @@ func imageRef(img image.Image) string {
 
 // buildContainer makes the side effects of a creation; removeContainer undoes
 // them, whichever there are. It returns the record with what came out.
-func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, img image.Image, volumes []imageVolume, tl *timeline) (store.Container, error) {
-	if err := s.images.Retain(img.ChainID, c.ID); err != nil {
+func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.Container, src source, volumes []imageVolume, tl *timeline) (store.Container, error) {
+	img := src.image
+	if err := s.retainImage(c); err != nil {
 		return c, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
 	done := tl.step("rootfs")
@@ -155,6 +156,11 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 		return c, err
 	}
 	failpoint.Hit("cri/images-mounted")
+	if src.restored() {
+		if c.Checkpoint, err = s.restoreRootfs(ctx, c, src); err != nil {
+			return c, err
+		}
+	}
 	defer tl.step("spec")()
 	if c.LogPath != "" {
 		if err := os.MkdirAll(filepath.Dir(c.LogPath), 0o755); err != nil {

@@ -99,7 +99,11 @@ func (s *Server) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenC
 	if err != nil {
 		return nil, err
 	}
-	if err := client.ReopenLog(ctx, c.ID); err != nil {
+	err = client.ReopenLog(ctx, c.ID)
+	if errors.Is(err, shim.ErrNotFound) {
+		return nil, status.Errorf(codes.FailedPrecondition, "container %s has ended", c.ID)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reopen the log of container %s: %w", c.ID, err)
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil

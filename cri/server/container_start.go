@@ -73,7 +73,8 @@ func (s *Server) startContainer(ctx context.Context, id string) error {
 	}
 	uid, gid := hostRoot(sb)
 	state, err := client.Run(ctx, shim.Container{
-		ID: c.ID, Bundle: s.containers.Dir(c.ID), LogPath: c.LogPath, UID: uid, GID: gid,
+		Checkpoint: c.Checkpoint,
+		ID:         c.ID, Bundle: s.containers.Dir(c.ID), LogPath: c.LogPath, UID: uid, GID: gid,
 		Terminal: c.Config.GetTty(), Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
 	})
 	if err != nil {

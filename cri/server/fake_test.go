@@ -141,6 +141,7 @@ type fakeShim struct {
 	obeys   []unix.Signal
 	signals []unix.Signal
 	runErr  error
+	hang    chan struct{} // when set, Delete waits for it
 	conn    *fakeConn
 }
 
@@ -212,7 +213,14 @@ func (f *fakeShim) Kill(_ context.Context, id string, sig unix.Signal, _ bool) e
 	return nil
 }
 
-func (f *fakeShim) Delete(_ context.Context, id string) error {
+func (f *fakeShim) Delete(ctx context.Context, id string) error {
+	if f.hang != nil {
+		select {
+		case <-f.hang:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.states, id)

@@ -211,7 +211,8 @@ func (s *Server) recoverContainer(ctx context.Context, c store.Container, client
 		return nil
 	case store.ContainerExited:
 		s.task(c.ID).end()
-		return s.release(ctx, c.ID)
+		s.releaseLater(c.ID)
+		return nil
 	}
 	if client == nil {
 		return s.loseContainer(ctx, c)

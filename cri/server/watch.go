@@ -76,8 +76,8 @@ func exitStatus(state shim.ContainerState) store.Status {
 	return st
 }
 
-// recordExit writes an exit down, tells of it, and lets go of what the
-// container held. The caller holds the container's lock.
+// recordExit writes an exit down, tells of it, and has what the container held
+// let go. The caller holds the container's lock.
 func (s *Server) recordExit(ctx context.Context, id string, st store.Status) error {
 	c, err := s.containers.Update(id, func(c *store.Container) error {
 		if !c.Exit(st) {
@@ -96,7 +96,25 @@ func (s *Server) recordExit(ctx context.Context, id string, st store.Status) err
 	s.log.Info("container exited", "container", id, "sandbox", c.SandboxID, "exitCode", c.ExitCode, "reason", c.Reason)
 	s.publish(c.SandboxID, id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	s.tellEnd(ctx, c)
-	return s.release(ctx, id)
+	s.releaseLater(id)
+	return nil
+}
+
+// releaseLater releases a container that has ended. Nobody waits for it: a
+// runtime that hangs over one container must not keep the daemon from its
+// others. Where it fails, the container's removal tries again.
+func (s *Server) releaseLater(id string) {
+	t := s.task(id)
+	s.goBackground(func(ctx context.Context) {
+		err := t.op.acquire(ctx)
+		if err == nil {
+			err = s.release(ctx, id)
+			t.op.release()
+		}
+		if err != nil {
+			s.log.Error("what an ended container held is not given back, its removal will", "container", id, "error", err)
+		}
+	})
 }
 
 // tellEnd tells plugins of a container's end. What they want of others then is

@@ -36,12 +36,15 @@ type Runtime struct {
 
 // Container is what Run starts.
 type Container struct {
-	ID        string
-	Bundle    string // directory with config.json; the shim keeps its per-container files here (init.pid, exit.json)
-	LogPath   string // CRI-format log file; empty: output is discarded
-	Terminal  bool
-	Stdin     bool // keep stdin open, or with StdinOnce until the first attach ends
-	StdinOnce bool
+	ID      string
+	Bundle  string // directory with config.json; the shim keeps its per-container files here (init.pid, exit.json)
+	LogPath string // CRI-format log file; empty: output is discarded
+	// Checkpoint is the directory of criu's images that the container is
+	// restored from; empty: it starts from its beginning.
+	Checkpoint string
+	Terminal   bool
+	Stdin      bool // keep stdin open, or with StdinOnce until the first attach ends
+	StdinOnce  bool
 	// UID and GID own the pipes of the container's streams and of its execs,
 	// as numbers of the host: in a user namespace nobody may give away what
 	// belongs to the host's root, and /dev/stdout could not be opened.

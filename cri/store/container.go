@@ -48,15 +48,19 @@ type Container struct {
 	ImageID   string                      `json:"imageID"`
 	ImageRef  string                      `json:"imageRef"` // NAME@DIGEST where the image has one, else its ID
 	ChainID   string                      `json:"chainID"`
-	// VolumeChains are the layers of the images that are mounted into it.
+	// VolumeChains are the layers of the images that are mounted into it, and
+	// of the checkpoint that it starts from.
 	VolumeChains []string                            `json:"volumeChains,omitempty"`
 	LogPath      string                              `json:"logPath,omitempty"`
 	Resources    *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 	User         *runtimeapi.LinuxContainerUser      `json:"user,omitempty"`
-	StopSignal   string                              `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
-	Cgroup       string                              `json:"cgroup"`     // path in the cgroup file systems
-	CreatedAt    time.Time                           `json:"createdAt"`
-	Timeline     []Step                              `json:"timeline,omitempty"`
+	// Checkpoint is the directory of criu's images that the container starts
+	// from; empty for all but restored ones.
+	Checkpoint string    `json:"checkpoint,omitempty"`
+	StopSignal string    `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
+	Cgroup     string    `json:"cgroup"`     // path in the cgroup file systems
+	CreatedAt  time.Time `json:"createdAt"`
+	Timeline   []Step    `json:"timeline,omitempty"`
 
 	Status
 }

@@ -163,15 +163,15 @@ func (r *runtime) processOf(id string) int {
 	return 0
 }
 
-// watched notes from where each blob is asked for.
-type watched struct {
+// noted remembers from where each blob is asked for.
+type noted struct {
 	http.Handler
 
 	mu     sync.Mutex
 	ranges []string
 }
 
-func (w *watched) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
+func (w *noted) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	w.mu.Lock()
 	if strings.Contains(req.URL.Path, "/blobs/") && req.Method == http.MethodGet {
 		w.ranges = append(w.ranges, req.Header.Get("Range"))
@@ -180,7 +180,7 @@ func (w *watched) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	w.Handler.ServeHTTP(rw, req)
 }
 
-func (w *watched) asked() []string {
+func (w *noted) asked() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.ranges)
@@ -224,12 +224,12 @@ func TestAPullThatWasCutOffGoesOnWhereItWas(t *testing.T) {
 				repo, bad = "killed", registry.BadImages()["layer-truncated"]
 				bad.Stall, bad.Truncate = bad.Truncate, ""
 			}
-			w := &watched{Handler: bad}
+			w := &noted{Handler: bad}
 			r.Registry.Replace(repo, w)
 			ref := harness.Registry + "/" + repo + ":1"
 			cut(ref)
 			equal(t, "the neighbour", r.exec(id, "echo", "well"), "well")
-			mended := &watched{Handler: bad.Mended()}
+			mended := &noted{Handler: bad.Mended()}
 			r.Registry.Replace(repo, mended)
 			r.pull(ref)
 			if asked := mended.asked(); len(asked) != 1 || !strings.HasPrefix(asked[0], "bytes=") || asked[0] == "bytes=0-" {

@@ -21,6 +21,7 @@ import (
 
 func TestNRI(t *testing.T) {
 	r := startRuntime(t, harness.Options{Amend: func(c *harness.Config) {
+		c.CDISpecDirs = []string{filepath.Dir(c.RootDir) + "/cdi"}
 		c.NRI = harness.NRI{Enable: true, SocketPath: c.RunDir + "/nri.sock", PluginPath: c.RunDir + "/none", ConfigPath: c.RunDir + "/none"}
 	}})
 	for _, s := range []struct {
@@ -278,6 +279,9 @@ func nriAdjust(t *testing.T, r *runtime) {
 	must(t, os.WriteFile(filepath.Join(shared, "file"), []byte("from the plugin\n"), 0o644))
 	hook := filepath.Join(t.TempDir(), "hook")
 	must(t, os.WriteFile(hook, []byte("#!/bin/sh\ncat >"+hook+".ran\n"), 0o755))
+	must(t, os.MkdirAll(r.Dir+"/cdi", 0o755))
+	must(t, os.WriteFile(r.Dir+"/cdi/example.json", []byte(`{"cdiVersion": "0.6.0", "kind": "example.test/thing", "devices": [
+		{"name": "one", "containerEdits": {"deviceNodes": [{"path": "/dev/cdi-zero", "hostPath": "/dev/zero"}]}}]}`), 0o644))
 	pod := r.podConfig("adjust")
 	sandbox := r.runPod(pod)
 	r.connect(t, "10", &plugin{onCreate: func(_ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
@@ -287,6 +291,7 @@ func nriAdjust(t *testing.T, r *runtime) {
 		a.AddAnnotation("example.test/by", "plugin")
 		a.AddMount(&api.Mount{Source: shared, Destination: "/plugin", Type: "bind", Options: []string{"bind", "ro"}})
 		a.AddDevice(&api.LinuxDevice{Path: "/dev/plugin-null", Type: "c", Major: 1, Minor: 3})
+		a.AddCDIDevice(&api.CDIDevice{Name: "example.test/thing=one"})
 		a.AddRlimit("RLIMIT_CORE", 4321, 1234)
 		a.SetLinuxOomScoreAdj(ptr(777))
 		a.SetLinuxSysctl("net.core.somaxconn", "321")
@@ -304,6 +309,7 @@ func nriAdjust(t *testing.T, r *runtime) {
 		"arguments":        {`tr '\0' ' ' </proc/1/cmdline`, "testbox term --code 9"},
 		"mount":            {"cat /plugin/file; touch /plugin/x 2>&1 | grep -o 'Read-only file system'", "from the plugin\nRead-only file system"},
 		"device":           {"echo gone >/dev/plugin-null && stat -c %t:%T /dev/plugin-null", "1:3"},
+		"CDI device":       {"stat -c %t:%T /dev/cdi-zero", "1:5"},
 		"core limit":       {"grep 'core file' /proc/1/limits | tr -s ' '", "Max core file size 1234 4321 bytes"},
 		"OOM score":        {"cat /proc/1/oom_score_adj", "777"},
 		"sysctl":           {"cat /proc/sys/net/core/somaxconn", "321"},
@@ -516,7 +522,7 @@ func nriStopUpdates(t *testing.T, r *runtime) {
 		u.SetLinuxCPUShares(900)
 		return []*api.ContainerUpdate{u}, nil
 	}})
-	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 30})
+	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: ends, Timeout: 1})
 	must(t, err)
 	harness.Eventually(t, callTimeout, "what the ended one gave free", func() string {
 		if got := r.status(stays).GetResources().GetLinux().GetCpuShares(); got != 900 {

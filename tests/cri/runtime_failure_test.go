@@ -138,6 +138,7 @@ func (h hungTest) remove() {
 	pod := h.podConfig("hung-delete")
 	sandbox := h.runPod(pod)
 	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
+	h.waitExit(id)
 	works := h.stuck("delete")
 	h.waitExit(id) // before it can be killed
 	_, err := h.StopPodSandbox(h.ctx(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox})

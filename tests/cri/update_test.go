@@ -37,8 +37,8 @@ func (r *runtime) update(id string, change *runtimeapi.LinuxContainerResources) 
 	return err
 }
 
-// all has every limit that this host can change.
-func all(r *runtime, unified bool) *runtimeapi.LinuxContainerResources {
+// allLimits has every limit that this host can change.
+func allLimits(r *runtime, unified bool) *runtimeapi.LinuxContainerResources {
 	change := &runtimeapi.LinuxContainerResources{
 		CpuPeriod: 50000, CpuQuota: 20000, CpuShares: 333, MemoryLimitInBytes: 96 << 20, CpusetCpus: "0", CpusetMems: "0",
 	}
@@ -76,7 +76,7 @@ func updateRunning(t *testing.T, r *runtime) {
 	config := r.containerConfig("main", "testbox", "pause")
 	id := r.run(sandbox, pod, config)
 	k := kernelOf(r, pod, id)
-	change := all(r, k.unified)
+	change := allLimits(r, k.unified)
 	must(t, r.update(id, change))
 	k.check(change)
 	want := proto.CloneOf(change)
@@ -100,7 +100,7 @@ func updateCreated(t *testing.T, r *runtime) {
 	sandbox := r.runPod(pod)
 	id := r.create(sandbox, pod, r.containerConfig("main", "testbox", "pause"))
 	k := kernelOf(r, pod, id)
-	change := all(r, k.unified)
+	change := allLimits(r, k.unified)
 	change.OomScoreAdj = 600
 	must(t, r.update(id, change))
 	sameLimits(t, r, id, change)

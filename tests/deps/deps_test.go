@@ -79,6 +79,8 @@ var forbidden = []struct {
 	{"./cmd/berth-shim", "google.golang.org/protobuf", "there is one shim per pod: protobuf's registry costs each memory at start"},
 	{"./cmd/berth-shim", "k8s.io/", "there is one shim per pod: the API types cost each several MB"},
 	{"./cmd/berth-shim", "github.com/containerd/containerd", "there is one shim per pod: it must know nothing of images"},
+	{"./cmd/berth-shim", "github.com/containerd/nri", "there is one shim per pod: plugins are the daemon's"},
+	{"./cmd/berth-cni", "github.com/containerd/nri", "the plugin is started for every pod: start-up time is its cost"},
 	{"./cmd/berth-shim", "net/http", "there is one shim per pod: net/http costs each about 1 MB"},
 	{"./cmd/berth-shim", "github.com/spf13/cobra", "the shim has no command line for people"},
 	{"./cmd/berth-cni", "google.golang.org/grpc", "the plugin is started for every pod: start-up time is its cost"},

@@ -60,11 +60,11 @@ type Config struct {
 	Runtimes       map[string]Runtime `json:"runtimes,omitempty"`
 	DefaultRuntime string             `json:"defaultRuntime,omitempty"`
 	NRI            NRI                `json:"nri"`
+	CDISpecDirs    []string           `json:"cdiSpecDirs,omitempty"`
 
 	CNIConfDir    string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`
 	CertsDirs     []string `json:"certsDirs,omitempty"`
-	CDISpecDirs   []string `json:"cdiSpecDirs,omitempty"`
 	ClusterDNS    []string `json:"clusterDNS,omitempty"`
 	ClusterDomain string   `json:"clusterDomain,omitempty"`
 	Network       Network  `json:"network"`

@@ -4,7 +4,8 @@
 // The machine comes from a script, $BERTH_VM or ../shared/vm/vm.sh beside the
 // repository, that knows two commands:
 //
-//	prepare WORK               once: makes what run needs
+//	prepare WORK PACKAGES      once: makes what run needs; the machine has these
+//	                           Debian packages, with commas between
 //	run WORK PAYLOAD SECONDS   boots, copies PAYLOAD to /payload, runs its
 //	                           run.sh there as root, prints the console, and
 //	                           exits with run.sh's status
@@ -22,12 +23,15 @@ import (
 )
 
 // work keeps the machine's kernel and disk from one run to the next.
-const work = "/var/tmp/berth-vm"
+const work = "/var/tmp/berth-vm-crun"
+
+// packages are those that tests look for: another OCI runtime.
+const packages = "crun"
 
 // suites are the tests that look at cgroups.
 var suites = []struct{ pkg, tests string }{
 	{"pods", "^(TestResources|TestClaimOutlivesItsPod)$"},
-	{"cri", "^(TestStatistics|TestMetricStatistics)$"},
+	{"cri", "^(TestStatistics|TestMetricStatistics|TestUpdates|TestRuntimeHandlers)$"},
 }
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
@@ -42,7 +46,7 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 	if err := os.MkdirAll(work, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	run(t, 15*time.Minute, script, "prepare", work)
+	run(t, 15*time.Minute, script, "prepare", work, packages)
 	payload := t.TempDir()
 	for _, suite := range suites {
 		build := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, suite.pkg+".test"), "../"+suite.pkg)

@@ -115,7 +115,13 @@ func (s *server) start(c *container) (oci.Started, error) {
 	if err != nil {
 		return oci.Started{}, fmt.Errorf("stdio of container %s: %w", c.spec.ID, err)
 	}
-	started, err := s.runtime.Run(c.spec.ID, c.spec.Bundle, child)
+	run := s.runtime.Run
+	if c.spec.Checkpoint != "" {
+		run = func(id, bundle string, stdio oci.Stdio) (oci.Started, error) {
+			return s.runtime.Restore(id, bundle, c.spec.Checkpoint, stdio)
+		}
+	}
+	started, err := run(c.spec.ID, c.spec.Bundle, child)
 	if err == nil {
 		err = c.io.started()
 		if err != nil {

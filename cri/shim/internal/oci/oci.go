@@ -56,6 +56,16 @@ func (r *Runtime) Run(id, bundle string, stdio Stdio) (Started, error) {
 	return r.start("start container "+id, bundle, pidFile, stdio, append(consoleArgs(args, stdio), id))
 }
 
+// Restore makes a container and goes on with the processes in criu's images.
+func (r *Runtime) Restore(id, bundle, images string, stdio Stdio) (Started, error) {
+	pidFile := filepath.Join(bundle, "init.pid")
+	args := []string{
+		"restore", "--detach", "--bundle", bundle, "--pid-file", pidFile, "--image-path", images, "--work-path", bundle,
+		"--tcp-established", "--ext-unix-sk", "--file-locks",
+	}
+	return r.start("restore container "+id, bundle, pidFile, stdio, append(consoleArgs(args, stdio), id))
+}
+
 // Exec starts process, in OCI's JSON, in a running container; cgroup is one
 // below the container's, or empty.
 func (r *Runtime) Exec(id string, process []byte, stdio Stdio, cgroup string) (Started, error) {

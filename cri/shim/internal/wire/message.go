@@ -66,12 +66,14 @@ const LockFile = "shim.lock"
 
 // Container is the body of MethodRun.
 type Container struct {
-	ID        string `json:"id"`
-	Bundle    string `json:"bundle"`
-	LogPath   string `json:"logPath,omitempty"`
-	Terminal  bool   `json:"terminal,omitempty"`
-	Stdin     bool   `json:"stdin,omitempty"`
-	StdinOnce bool   `json:"stdinOnce,omitempty"`
+	ID      string `json:"id"`
+	Bundle  string `json:"bundle"`
+	LogPath string `json:"logPath,omitempty"`
+	// Checkpoint is the directory of criu's images to restore from.
+	Checkpoint string `json:"checkpoint,omitempty"`
+	Terminal   bool   `json:"terminal,omitempty"`
+	Stdin      bool   `json:"stdin,omitempty"`
+	StdinOnce  bool   `json:"stdinOnce,omitempty"`
 	// UID and GID of the owner of the pipes.
 	UID int `json:"uid,omitempty"`
 	GID int `json:"gid,omitempty"`
