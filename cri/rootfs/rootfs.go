@@ -22,6 +22,9 @@ type Layer struct {
 	Mount string // mount point
 }
 
+// Upper is the directory of what the container wrote.
+func (l Layer) Upper() string { return filepath.Join(l.Dir, "upper") }
+
 // Create makes the writable layer and mounts it over the lower directories,
 // topmost first. The mount is volatile: the layer does not outlive a boot, so
 // nothing is gained by syncing it, while an unmount that syncs would hold up
@@ -36,7 +39,7 @@ func (l Layer) Create(lowers []string, userNS string) (err error) {
 	if len(lowers) == 0 {
 		return errors.New("create a root file system: the image has no layers")
 	}
-	for _, dir := range []string{filepath.Join(l.Dir, "upper"), filepath.Join(l.Dir, "work"), l.Mount} {
+	for _, dir := range []string{l.Upper(), filepath.Join(l.Dir, "work"), l.Mount} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("create the writable layer: %w", err)
 		}
@@ -51,7 +54,7 @@ func (l Layer) Create(lowers []string, userNS string) (err error) {
 		defer func() { err = errors.Join(err, Unmount(l.lower())) }()
 	}
 	// The root directory of the container has the mode and owner of the image's.
-	if err := copyOwner(lowers[0], filepath.Join(l.Dir, "upper")); err != nil {
+	if err := copyOwner(lowers[0], l.Upper()); err != nil {
 		return err
 	}
 	if err := l.mount(lowers); err != nil {
@@ -77,7 +80,7 @@ func copyOwner(from, to string) error {
 
 func (l Layer) mount(lowers []string) error {
 	return mountOverlay(l.Mount, 0, lowers, []option{
-		{"upperdir", filepath.Join(l.Dir, "upper")}, {"workdir", filepath.Join(l.Dir, "work")},
+		{"upperdir", l.Upper()}, {"workdir", filepath.Join(l.Dir, "work")},
 		{"index", "off"}, {"volatile", ""},
 	})
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"path"
-	"path/filepath"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -98,7 +97,7 @@ func ignoreGone(err error) error {
 
 // writableLayer measures a container's writable layer.
 func (s *Server) writableLayer(id string) (stats.LayerUsage, bool, error) {
-	u, known, err := s.layers.Usage(&s.sampleOf(id).layer, filepath.Join(s.layer(id).Dir, "upper"))
+	u, known, err := s.layers.Usage(&s.sampleOf(id).layer, s.layer(id).Upper())
 	return u, known, ignoreGone(err)
 }
 

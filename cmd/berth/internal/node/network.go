@@ -36,6 +36,11 @@ type assignment struct {
 // openPodNetwork reads what was assigned before.
 func openPodNetwork(c config.Config) (*podNetwork, error) {
 	n := &podNetwork{config: c}
+	for _, path := range []string{n.file(), n.conflist()} {
+		if err := dropUnfinished(path); err != nil {
+			return nil, err
+		}
+	}
 	data, err := os.ReadFile(n.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
@@ -52,6 +57,23 @@ func openPodNetwork(c config.Config) (*podNetwork, error) {
 }
 
 func (n *podNetwork) file() string { return filepath.Join(n.config.RootDir, "pod-cidrs.json") }
+
+func (n *podNetwork) conflist() string { return filepath.Join(n.config.CNIConfDir, conflist.FileName) }
+
+// dropUnfinished removes what a kill left of writing a file.
+func dropUnfinished(path string) error {
+	dir, name := filepath.Split(path)
+	unfinished, err := filepath.Glob(filepath.Join(dir, ".tmp-"+name+"*"))
+	if err != nil {
+		return fmt.Errorf("look for unfinished files: %w", err)
+	}
+	for _, path := range unfinished {
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove an unfinished file: %w", err)
+		}
+	}
+	return nil
+}
 
 // Assign keeps subnets, also for the next daemon, and configures the network
 // with them where nothing else says which. Running pods keep their addresses.
@@ -128,7 +150,7 @@ func (n *podNetwork) configure() error {
 	if err != nil {
 		return fmt.Errorf("network.podCIDRs: %w", err)
 	}
-	path := filepath.Join(c.CNIConfDir, conflist.FileName)
+	path := n.conflist()
 	have, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the network configuration: %w", err)

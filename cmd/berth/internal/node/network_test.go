@@ -122,6 +122,35 @@ func TestAnAssignmentThatCannotBeKeptChangesNothing(t *testing.T) {
 	}
 }
 
+func TestAKillBetweenTheFilesIsMadeUpForAtTheNextStart(t *testing.T) {
+	cfg := networkConfig(t)
+	n := open(t, cfg)
+	if err := n.Assign(prefixes("10.2.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	// The network configuration is still to be written, and what was begun of both is there.
+	if err := os.Remove(n.conflist()); err != nil {
+		t.Fatal(err)
+	}
+	unfinished := []string{
+		filepath.Join(cfg.RootDir, ".tmp-pod-cidrs.json123"), filepath.Join(cfg.CNIConfDir, ".tmp-"+conflist.FileName+"123"),
+	}
+	for _, path := range unfinished {
+		if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, cfg)
+	if got := subnetsOf(t, cfg); got != "10.2.0.0/24" {
+		t.Errorf("the network has %q", got)
+	}
+	for _, path := range unfinished {
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
+	}
+}
+
 func TestAFileThatCannotBeReadIsNamed(t *testing.T) {
 	cfg := networkConfig(t)
 	if err := os.MkdirAll(cfg.RootDir, 0o755); err != nil {
