@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -94,7 +95,9 @@ func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoReque
 		return nil, fmt.Errorf("measure the image file system: %w", err)
 	}
 	fs := []*runtimeapi.FilesystemUsage{{
-		Timestamp:  u.MeasuredAt.UnixNano(),
+		// As true now as when it was measured. The kubelet makes room once for
+		// each observation: with the same one it would not try again.
+		Timestamp:  time.Now().UnixNano(),
 		FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: u.Path},
 		UsedBytes:  &runtimeapi.UInt64Value{Value: u.Bytes},
 		InodesUsed: &runtimeapi.UInt64Value{Value: u.Inodes},

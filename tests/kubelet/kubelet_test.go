@@ -31,7 +31,7 @@ func TestStockKubeletRunsPodsOnTheRuntime(t *testing.T) {
 	}
 	t.Run("pods become ready", func(t *testing.T) { k.waitSteady(t) })
 	if statistics {
-		t.Run("statistics", func(t *testing.T) { k.checkStats(t) })
+		t.Run("statistics", func(t *testing.T) { k.checkStats(t, false) })
 	}
 	// First, since the kubelet collects what pods leave a minute after its start.
 	t.Run("pods run on while the kubelet restarts", func(t *testing.T) { k.checkKubeletRestart(t) })
@@ -45,7 +45,7 @@ func TestStockKubeletRunsPodsOnTheRuntime(t *testing.T) {
 	})
 	t.Run("events instead of polling", func(t *testing.T) { k.checkEvents(t) })
 	if statistics {
-		t.Run("statistics from the runtime alone", func(t *testing.T) { k.checkStats(t) })
+		t.Run("statistics from the runtime alone", func(t *testing.T) { k.checkStats(t, true) })
 	}
 	t.Run("a pod whose manifest is removed ends gracefully", func(t *testing.T) { k.checkRemoval(t) })
 	t.Run("pods run on while the runtime is killed", func(t *testing.T) { k.checkRuntimeKilled(t) })
