@@ -137,9 +137,9 @@ func (h hungTest) update() {
 func (h hungTest) remove() {
 	pod := h.podConfig("hung-delete")
 	sandbox := h.runPod(pod)
+	works := h.stuck("delete")
 	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
 	h.waitExit(id)
-	works := h.stuck("delete")
 	h.waitExit(id) // before it can be killed
 	_, err := h.StopPodSandbox(h.ctx(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox})
 	h.says(err, id, "flaky delete")
@@ -151,8 +151,8 @@ func (h hungTest) remove() {
 func (h hungTest) removeKilled() {
 	pod := h.podConfig("hung-delete-killed")
 	sandbox := h.runPod(pod)
-	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
 	works := h.stuck("delete")
+	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
 	h.waitExit(id)
 	h.Kill()
 	h.Start()
