@@ -165,7 +165,11 @@ func TestAnOrphanIsClaimedBeforeItsParentHasEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait(t, parent)
+	// It is ours from the moment that its parent ends, which may be reaped a
+	// moment later.
+	if e := wait(t, parent); e.Code() != 0 {
+		t.Errorf("the parent's exit code %d", e.Code())
+	}
 	if e := wait(t, exit); e.Code() != 0 {
 		t.Errorf("exit code %d", e.Code())
 	}
