@@ -72,7 +72,9 @@ func startKubelet(t *testing.T) *kubelet {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
-	n := harness.NewNode(t, harness.Options{Amend: func(c *harness.Config) { c.Roles = []string{"cri", "network"} }})
+	n := harness.NewNode(t, harness.Options{Amend: func(c *harness.Config) {
+		c.Roles, c.Images.Pinned = []string{"cri", "network"}, []string{harness.Busybox}
+	}})
 	bin := filepath.Join(n.Bin, "peers")
 	if _, err := os.Stat(filepath.Join(bin, "kubelet")); err != nil {
 		if strings.Contains(os.Getenv("BERTH_TEST_REQUIRE"), "kubelet") {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -198,10 +199,8 @@ func (k *kubelet) checkImages(t *testing.T) {
 		if err != nil {
 			return err.Error()
 		}
-		for _, img := range list.Images {
-			if !img.Pinned {
-				return fmt.Sprintf("there is %v", img.RepoTags)
-			}
+		if len(list.Images) != 1 || !slices.Contains(list.Images[0].RepoTags, harness.Busybox) || !list.Images[0].Pinned {
+			return fmt.Sprintf("there are %v", list.Images)
 		}
 		return ""
 	})
