@@ -18,11 +18,11 @@ var ErrNoIDMap = errors.New("its file system cannot have ID-mapped mounts (ext4,
 // long as it takes to mount the overlay over them.
 func (l Layer) lower() string { return filepath.Join(l.Dir, "lower") }
 
-// mapLowers mounts the directory that holds all layers once more, and returns
-// the layers in there. One mount does for all of them.
+// mapLowers mounts the directory that holds all layers once more, on target,
+// and returns the layers in there. One mount does for all of them.
 //
 // An overlay itself cannot be ID-mapped, its layers can be (Linux 5.19).
-func (l Layer) mapLowers(lowers []string, userNS string) ([]string, error) {
+func mapLowers(lowers []string, target, userNS string) ([]string, error) {
 	root := commonParent(lowers)
 	holder, err := mountID(root)
 	if err != nil {
@@ -37,22 +37,33 @@ func (l Layer) mapLowers(lowers []string, userNS string) ([]string, error) {
 			return nil, fmt.Errorf("map the IDs of the image: its layer %s is on another mount than %s", dir, root)
 		}
 	}
-	if err := os.MkdirAll(l.lower(), 0o700); err != nil {
-		return nil, fmt.Errorf("create the writable layer: %w", err)
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return nil, fmt.Errorf("create the mount point of the image layers: %w", err)
 	}
-	tree, err := mapped(root, userNS)
-	if err != nil {
+	if err := mountMapped(root, target, userNS); err != nil {
 		return nil, err
-	}
-	defer unix.Close(tree)
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, l.lower(), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return nil, fmt.Errorf("mount the ID-mapped image layers on %s: %w", l.lower(), err)
 	}
 	inside := make([]string, len(lowers))
 	for i, dir := range lowers {
-		inside[i] = filepath.Join(l.lower(), strings.TrimPrefix(dir, root))
+		inside[i] = filepath.Join(target, strings.TrimPrefix(dir, root))
 	}
 	return inside, nil
+}
+
+// mountMapped mounts a directory read-only with its IDs mapped.
+func mountMapped(dir, target, userNS string) error {
+	tree, err := mapped(dir, userNS)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("make the mount of %s read-only: %w", dir, err)
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount the ID-mapped %s on %s: %w", dir, target, err)
+	}
+	return nil
 }
 
 // CheckIDMap tells whether a mount of path can have its IDs mapped; the error

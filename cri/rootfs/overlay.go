@@ -72,10 +72,22 @@ func mountLongOverlay(target string, flags uintptr, lowers []string, options []o
 }
 
 // MountImage mounts the layers of an image, topmost first, read-only on a
-// directory, which it makes. When it fails, call Unmount.
-func MountImage(layers []string, target string) error {
+// directory, which it makes, with the IDs mapped as userNS says, the path of a
+// user namespace, unless it is empty. When it fails, call Unmount.
+func MountImage(layers []string, target, userNS string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return fmt.Errorf("create the mount point: %w", err)
+	}
+	switch {
+	case userNS == "":
+	case len(layers) == 1:
+		return mountMapped(layers[0], target, userNS)
+	default:
+		// The overlay goes on top of its layers, and comes off with them.
+		var err error
+		if layers, err = mapLowers(layers, target, userNS); err != nil {
+			return err
+		}
 	}
 	if len(layers) == 1 {
 		// An overlay of one layer and nothing to write to is none.

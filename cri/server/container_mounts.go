@@ -62,6 +62,9 @@ func requestMounts(asked []*runtimeapi.Mount, images map[int]string, userNS stri
 			Propagation: a.GetPropagation(),
 			UIDs:        a.GetUidMappings(), GIDs: a.GetGidMappings(),
 		}
+		if images[i] != "" {
+			m.UIDs, m.GIDs = nil, nil // they are mapped where the image is mounted
+		}
 		if userNS != "" && len(m.UIDs) > 0 {
 			if err := rootfs.CheckIDMap(source, userNS); err != nil {
 				return nil, status.Errorf(codes.FailedPrecondition, "mounts[%s].uidMappings: %v", a.GetContainerPath(), err)

@@ -64,7 +64,7 @@ func chainsOf(volumes []imageVolume) []string {
 
 // mountImages mounts the images of a request and returns the sources of their
 // bind mounts, by the mounts' index.
-func (s *Server) mountImages(c store.Container, volumes []imageVolume) (map[int]string, error) {
+func (s *Server) mountImages(sb store.Sandbox, c store.Container, volumes []imageVolume) (map[int]string, error) {
 	sources := map[int]string{}
 	for _, v := range volumes {
 		m := c.Config.GetMounts()[v.index]
@@ -72,7 +72,11 @@ func (s *Server) mountImages(c store.Container, volumes []imageVolume) (map[int]
 			return nil, imageVolumeError(codes.NotFound, "image %q for %s: %v", m.GetImage().GetImage(), m.GetContainerPath(), err)
 		}
 		target := filepath.Join(s.imagesDir(c.ID), strconv.Itoa(v.index))
-		if err := rootfs.MountImage(v.image.Layers, target); err != nil {
+		userNS := ""
+		if len(m.GetUidMappings()) > 0 {
+			userNS = s.userNS(sb)
+		}
+		if err := rootfs.MountImage(v.image.Layers, target, userNS); err != nil {
 			return nil, imageVolumeError(codes.Internal, "%v", err)
 		}
 		source, err := imageSubPath(target, m.GetImageSubPath())

@@ -92,6 +92,10 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 		if err := validateMount(m); err != nil {
 			return err
 		}
+		if u := UserNamespace(pod); m.GetImage().GetImage() != "" && len(m.GetUidMappings()) > 0 &&
+			!(sameMappings(m.GetUidMappings(), u.GetUids()) && sameMappings(m.GetGidMappings(), u.GetGids())) {
+			return fieldError("config.mounts["+m.GetContainerPath()+"].uidMappings", "those of an image are the pod's")
+		}
 	}
 	for _, d := range c.GetDevices() {
 		if !path.IsAbs(d.GetHostPath()) || !path.IsAbs(d.GetContainerPath()) {

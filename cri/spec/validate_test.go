@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/json"
+	"math"
 	"path"
 	"strings"
 	"testing"
@@ -54,6 +55,7 @@ func TestBadRequestsAreRefusedWithTheNameOfTheField(t *testing.T) {
 		{`{}`, "config.metadata: it is missing"},
 		{`{"metadata":{},"image":{"image":"i"}}`, "config.metadata.name: it is empty"},
 		{`{"metadata":{"name":"n"}}`, "config.image.image: it is empty"},
+		{`{` + base + `,"mounts":[{"container_path":"/a","image":{"image":"i"},"readonly":true,"uidMappings":[{"length":1}],"gidMappings":[{"length":1}]}]}`, "config.mounts[/a].uidMappings: those of an image are the pod's"},
 		{security(`"apparmor":{"profile_type":2}`), "config.linux.security_context.apparmor.localhost_ref: it must name a profile"},
 		{security(`"apparmor":{"profile_type":5}`), "config.linux.security_context.apparmor: profile type 5 is not known"},
 		{security(`"apparmor_profile":"mine"`), "config.linux.security_context.apparmor: profile type -1 is not known"},
@@ -107,6 +109,10 @@ func FuzzRequestsAreRefusedOrBuilt(f *testing.F) {
 		`{"metadata":{"name":"n"},"image":{"image":"i"},"command":["/x"],"log_path":"a/0.log","mounts":[{"container_path":"/a","host_path":"/b"}]}`, "redis:logs", "root:x:0:0:::")
 	f.Add(`{"metadata":{"name":"n","namespace":"d","uid":"u"}}`,
 		`{"metadata":{"name":"n"},"image":{"image":"i"},"linux":{"resources":{"oom_score_adj":-2000},"security_context":{"run_as_user":{"value":-1}}}}`, "1:2", "")
+	f.Add(`{"metadata":{"name":"n","namespace":"d","uid":"u"},"linux":{"security_context":{"namespace_options":{"userns_options":{"uids":[{"host_id":65536,"length":65536}],"gids":[{"host_id":65536,"length":10},{"host_id":4294967290,"container_id":2000,"length":3}]}}}}}`,
+		`{"metadata":{"name":"n"},"image":{"image":"i"},"command":["/x"],"mounts":[{"container_path":"/a","host_path":"/b","uidMappings":[{"host_id":1,"length":1}],"gidMappings":[{"host_id":1,"length":1}]}],
+		"linux":{"security_context":{"run_as_user":{"value":65535},"supplemental_groups":[2001],"seccomp_profile_path":"runtime/default","apparmor_profile":"localhost/x","namespace_options":{"userns_options":
+		{"uids":[{"host_id":65536,"length":65536}],"gids":[{"host_id":65536,"length":10},{"host_id":4294967290,"container_id":2000,"length":3}]}}}}}`, "", "")
 	f.Fuzz(func(t *testing.T, pod, container, imageUser, passwd string) {
 		in := testInput()
 		in.Sandbox, in.Container = &runtimeapi.PodSandboxConfig{}, &runtimeapi.ContainerConfig{}
@@ -125,10 +131,20 @@ func FuzzRequestsAreRefusedOrBuilt(f *testing.F) {
 			if path.Clean(m.GetContainerPath()) == "/" {
 				t.Errorf("mount on the root: %v", m)
 			}
-			in.Mounts = append(in.Mounts, Mount{Source: m.GetHostPath(), Destination: m.GetContainerPath(), Propagation: m.GetPropagation()})
+			in.Mounts = append(in.Mounts, Mount{Source: m.GetHostPath(), Destination: m.GetContainerPath(), Propagation: m.GetPropagation(), UIDs: m.GetUidMappings(), GIDs: m.GetGidMappings()})
 		}
 		in.Image.User, in.Accounts = imageUser, Accounts{Passwd: []byte(passwd), Group: []byte(passwd)}
 		s, user, err := Build(in, testHost())
+		if u := UserNamespace(in.Sandbox); err == nil && u != nil {
+			for _, gid := range append(user.SupplementalGroups, user.Gid) {
+				if id, ok := hostID(u.Gids, gid); !ok || id > math.MaxUint32 {
+					t.Errorf("group %d is not in %v", gid, u.Gids)
+				}
+			}
+			if _, ok := hostID(u.Uids, user.Uid); !ok {
+				t.Errorf("user %d is not in %v", user.Uid, u.Uids)
+			}
+		}
 		if err == nil && (len(s.Process.Args) == 0 || user.Uid < 0 || user.Gid < 0) {
 			t.Errorf("built %+v for %v", s.Process, user)
 		}

@@ -101,8 +101,8 @@ func sets(effective, bounding, ambient uint64) func(*testing.T, *runtime, string
 	}
 }
 
-// all are the capabilities of this process, which the daemon's are.
-func all() uint64 {
+// allCapabilities are those of this process, which the daemon's are.
+func allCapabilities() uint64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0
@@ -126,8 +126,8 @@ func capabilityFields() []field {
 		{name: "capabilities: added and dropped, with and without CAP_",
 			ask: caps([]string{"NET_ADMIN", "CAP_SYS_PTRACE"}, []string{"chown"}, nil),
 			see: sets(usual&^capChown|capNetAdmin|capSysPtrace, usual&^capChown|capNetAdmin|capSysPtrace, 0)},
-		{name: "capabilities: all added", ask: caps([]string{"ALL"}, nil, nil), see: sets(all(), all(), 0)},
-		{name: "capabilities: all added but one", ask: caps([]string{"ALL"}, []string{"CHOWN"}, nil), see: sets(all()&^capChown, all()&^capChown, 0)},
+		{name: "capabilities: all added", ask: caps([]string{"ALL"}, nil, nil), see: sets(allCapabilities(), allCapabilities(), 0)},
+		{name: "capabilities: all added but one", ask: caps([]string{"ALL"}, []string{"CHOWN"}, nil), see: sets(allCapabilities()&^capChown, allCapabilities()&^capChown, 0)},
 		{name: "capabilities: all dropped but one", ask: caps([]string{"NET_BIND_SERVICE"}, []string{"ALL"}, nil), see: sets(capNetBind, capNetBind, 0)},
 		{name: "capabilities: ambient ones reach a user", ask: caps(nil, []string{"ALL"}, []string{"NET_BIND_SERVICE"}), see: sets(capNetBind, capNetBind, capNetBind)},
 	}
@@ -139,7 +139,7 @@ func privilegedFields() []field {
 			pod.Linux.SecurityContext.Privileged, sc.Privileged = true, true
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/null", ContainerPath: "/dev/another-name", Permissions: "rwm"}}
 		}, see: func(t *testing.T, r *runtime, id string, rep report.Report) {
-			sets(all(), all(), 0)(t, r, id, rep)
+			sets(allCapabilities(), allCapabilities(), 0)(t, r, id, rep)
 			equal(t, "Seccomp", rep.Status["Seccomp"], "0")
 			for _, path := range []string{"/proc/version", "/proc/sys"} {
 				if m, ok := rep.Mount(path); ok {

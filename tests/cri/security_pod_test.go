@@ -123,7 +123,7 @@ func podFiles(t *testing.T, r *runtime) {
 
 func oomScore(t *testing.T, r *runtime) {
 	lowest := -1000
-	if all()&(1<<24) == 0 { // CAP_SYS_RESOURCE
+	if allCapabilities()&(1<<24) == 0 { // CAP_SYS_RESOURCE
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", r.Pid()))
 		must(t, err)
 		lowest, err = strconv.Atoi(strings.TrimSpace(string(text)))

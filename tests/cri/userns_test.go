@@ -44,6 +44,7 @@ func TestUserNamespaces(t *testing.T) {
 		"a privileged container":                                privilegedInUserNamespace,
 		"on the network of the node":                            hostNetworkInUserNamespace,
 		"several mappings":                                      severalMappings,
+		"volumes of images":                                     imagesInUserNamespace,
 		"what cannot be mapped is refused":                      unmappedIsRefused,
 		"the pod outlives its daemon":                           outlivesDaemon,
 	} {
@@ -208,6 +209,27 @@ func severalMappings(t *testing.T, r *runtime) {
 	upper := filepath.Join(r.Config.RootDir, "containers", id, "upper")
 	equal(t, "owner on the host", owner(t, filepath.Join(upper, "x")), "400001:400001")
 	equal(t, "owner in the volume, whose mapping is another", r.exec(id, "stat", "-c", "%u", "/volume"), "65534")
+	r.removePod(sandbox, pod)
+}
+
+func imagesInUserNamespace(t *testing.T, r *runtime) {
+	r.pull(harness.Busybox)
+	pod, c := usernsPod(r, "images", "testbox", "pause")
+	for path, image := range map[string]string{"/one-layer": harness.Busybox, "/two-layers": harness.Box} {
+		c.Mounts = append(c.Mounts, &runtimeapi.Mount{
+			ContainerPath: path, Image: &runtimeapi.ImageSpec{Image: image}, Readonly: true, UidMappings: mapping(), GidMappings: mapping(),
+		})
+	}
+	sandbox := r.runPod(pod)
+	id := r.run(sandbox, pod, c)
+	for _, path := range []string{"/one-layer/bin/busybox", "/two-layers/bin/busybox", "/two-layers/bin/testbox"} {
+		equal(t, "owner of "+path, r.exec(id, "stat", "-c", "%u:%g", path), "0:0")
+	}
+	for _, path := range []string{"/one-layer/x", "/two-layers/x"} {
+		if out := r.fails(id, "touch", path); !strings.Contains(out, "Read-only") {
+			t.Errorf("touch %s: %s", path, out)
+		}
+	}
 	r.removePod(sandbox, pod)
 }
 
