@@ -18,11 +18,11 @@ var ErrNoIDMap = errors.New("its file system cannot have ID-mapped mounts (ext4,
 // long as it takes to mount the overlay over them.
 func (l Layer) lower() string { return filepath.Join(l.Dir, "lower") }
 
-// mapLowers mounts the directory that holds all layers once more, and returns
-// the layers in there. One mount does for all of them.
+// mapLowers mounts the directory that holds all layers once more, at a place of
+// its own, and returns the layers in there. One mount does for all of them.
 //
 // An overlay itself cannot be ID-mapped, its layers can be (Linux 5.19).
-func (l Layer) mapLowers(lowers []string, userNS string) ([]string, error) {
+func mapLowers(at string, lowers []string, userNS string) ([]string, error) {
 	root := commonParent(lowers)
 	holder, err := mountID(root)
 	if err != nil {
@@ -37,20 +37,20 @@ func (l Layer) mapLowers(lowers []string, userNS string) ([]string, error) {
 			return nil, fmt.Errorf("map the IDs of the image: its layer %s is on another mount than %s", dir, root)
 		}
 	}
-	if err := os.MkdirAll(l.lower(), 0o700); err != nil {
-		return nil, fmt.Errorf("create the writable layer: %w", err)
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return nil, fmt.Errorf("create a place for the ID-mapped image layers: %w", err)
 	}
 	tree, err := mapped(root, userNS)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(tree)
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, l.lower(), unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return nil, fmt.Errorf("mount the ID-mapped image layers on %s: %w", l.lower(), err)
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return nil, fmt.Errorf("mount the ID-mapped image layers on %s: %w", at, err)
 	}
 	inside := make([]string, len(lowers))
 	for i, dir := range lowers {
-		inside[i] = filepath.Join(l.lower(), strings.TrimPrefix(dir, root))
+		inside[i] = filepath.Join(at, strings.TrimPrefix(dir, root))
 	}
 	return inside, nil
 }

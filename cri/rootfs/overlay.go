@@ -72,23 +72,31 @@ func mountLongOverlay(target string, flags uintptr, lowers []string, options []o
 }
 
 // MountImage mounts the layers of an image, topmost first, read-only on a
-// directory, which it makes. When it fails, call Unmount.
-func MountImage(layers []string, target string) error {
+// directory, which it makes; with userNS, the path of a user namespace, with its
+// IDs mapped to that. Beside target, TARGET.lower is made and unmounted again.
+// When it fails, call Unmount for both.
+func MountImage(layers []string, target, userNS string) (err error) {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return fmt.Errorf("create the mount point: %w", err)
 	}
+	if userNS != "" {
+		lower := target + ".lower"
+		if layers, err = mapLowers(lower, layers, userNS); err != nil {
+			return err
+		}
+		// What is mounted of it below holds on to it.
+		defer func() { err = errors.Join(err, Unmount(lower)) }()
+	}
 	if len(layers) == 1 {
 		// An overlay of one layer and nothing to write to is none.
-		err := unix.Mount(layers[0], target, "", unix.MS_BIND, "")
+		err = unix.Mount(layers[0], target, "", unix.MS_BIND, "")
 		if err == nil {
 			err = unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
 		}
-		if err != nil {
-			return fmt.Errorf("mount the image on %s: %w", target, err)
-		}
-		return nil
+	} else {
+		err = mountOverlay(target, unix.MS_RDONLY, layers, nil)
 	}
-	if err := mountOverlay(target, unix.MS_RDONLY, layers, nil); err != nil {
+	if err != nil {
 		return fmt.Errorf("mount the image on %s: %w", target, err)
 	}
 	return nil

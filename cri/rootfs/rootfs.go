@@ -46,7 +46,7 @@ func (l Layer) Create(lowers []string, userNS string) (err error) {
 	}
 	failpoint.Hit("cri/layer-created")
 	if userNS != "" {
-		if lowers, err = l.mapLowers(lowers, userNS); err != nil {
+		if lowers, err = mapLowers(l.lower(), lowers, userNS); err != nil {
 			return err
 		}
 		failpoint.Hit("cri/lowers-mapped")

@@ -151,7 +151,7 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 	}
 	done()
 	failpoint.Hit("cri/rootfs-mounted")
-	sources, err := s.mountImages(c, volumes)
+	sources, err := s.mountImages(c, volumes, s.userNS(sb))
 	if err != nil {
 		return c, err
 	}

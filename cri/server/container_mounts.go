@@ -62,13 +62,14 @@ func requestMounts(asked []*runtimeapi.Mount, images map[int]string, userNS stri
 			Propagation: a.GetPropagation(),
 			UIDs:        a.GetUidMappings(), GIDs: a.GetGidMappings(),
 		}
+		if images[i] != "" {
+			m.Propagation = runtimeapi.MountPropagation_PROPAGATION_PRIVATE // nothing is ever mounted in an image
+			m.UIDs, m.GIDs = nil, nil                                       // mapped already
+		}
 		if userNS != "" && len(m.UIDs) > 0 {
 			if err := rootfs.CheckIDMap(source, userNS); err != nil {
 				return nil, status.Errorf(codes.FailedPrecondition, "mounts[%s].uidMappings: %v", a.GetContainerPath(), err)
 			}
-		}
-		if images[i] != "" {
-			m.Propagation = runtimeapi.MountPropagation_PROPAGATION_PRIVATE // nothing is ever mounted in an image
 		}
 		if m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if m.Shared, m.Slave, err = host.Propagation(source); err != nil {

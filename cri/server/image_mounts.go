@@ -63,8 +63,10 @@ func chainsOf(volumes []imageVolume) []string {
 }
 
 // mountImages mounts the images of a request and returns the sources of their
-// bind mounts, by the mounts' index.
-func (s *Server) mountImages(c store.Container, volumes []imageVolume) (map[int]string, error) {
+// bind mounts, by the mounts' index. userNS is the path of the pod's user
+// namespace, if it has one: its IDs are mapped below the overlay, which itself
+// cannot have a mapping.
+func (s *Server) mountImages(c store.Container, volumes []imageVolume, userNS string) (map[int]string, error) {
 	sources := map[int]string{}
 	for _, v := range volumes {
 		m := c.Config.GetMounts()[v.index]
@@ -72,7 +74,11 @@ func (s *Server) mountImages(c store.Container, volumes []imageVolume) (map[int]
 			return nil, imageVolumeError(codes.NotFound, "image %q for %s: %v", m.GetImage().GetImage(), m.GetContainerPath(), err)
 		}
 		target := filepath.Join(s.imagesDir(c.ID), strconv.Itoa(v.index))
-		if err := rootfs.MountImage(v.image.Layers, target); err != nil {
+		mapping := ""
+		if len(m.GetUidMappings()) > 0 {
+			mapping = userNS // no kubelet asks for another mapping than the pod's
+		}
+		if err := rootfs.MountImage(v.image.Layers, target, mapping); err != nil {
 			return nil, imageVolumeError(codes.Internal, "%v", err)
 		}
 		source, err := imageSubPath(target, m.GetImageSubPath())
