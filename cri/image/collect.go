@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -13,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/internal/failpoint"
 )
@@ -60,6 +63,9 @@ func (s *Store) garbageCollect(ctx context.Context) error {
 // recover brings the store into a state that a crash cannot have left, and
 // fills the memory.
 func (s *Store) recover(ctx context.Context) error {
+	if err := s.dropUnrecorded(ctx); err != nil {
+		return err
+	}
 	if err := s.endLeasesOfOtherBoots(ctx); err != nil {
 		return err
 	}
@@ -72,7 +78,37 @@ func (s *Store) recover(ctx context.Context) error {
 	if err := s.sortLeases(ctx); err != nil {
 		return err
 	}
-	return s.sweep(ctx)
+	err := s.sweep(ctx)
+	if errors.Is(err, unix.ENOSPC) {
+		// Its own writes failed. What it would have found takes room, no more,
+		// and pods must run on a full disk too.
+		s.log.Warn("the disk is full: what a crash may have left of images stays until the next start", "dir", s.config.Root, "err", err)
+		return nil
+	}
+	return err
+}
+
+// dropUnrecorded removes the directories of snapshots whose transaction a kill
+// prevented: each is in the way of the next one, which gets the same number.
+func (s *Store) dropUnrecorded(ctx context.Context) error {
+	err := s.overlay.(snapshots.Cleaner).Cleanup(ctx)
+	if err == nil {
+		return nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove snapshots without a record: %w", err)
+	}
+	// No snapshot was ever recorded, as in a new store.
+	dirs, err := filepath.Glob(filepath.Join(s.config.Root, "snapshots", "*"))
+	if err != nil {
+		return fmt.Errorf("list snapshots without a record: %w", err)
+	}
+	for _, dir := range dirs {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove snapshot without a record: %w", err)
+		}
+	}
+	return nil
 }
 
 // sortLeases learns which chains are in use, and deletes the leases of pulls

@@ -62,7 +62,12 @@ func (s *Store) endLeasesOfOtherBoots(ctx context.Context) error {
 	if err := s.garbageCollect(ctx); err != nil {
 		return err
 	}
-	if err := atomicwriter.WriteFile(name, boot, 0o600); err != nil {
+	err = atomicwriter.WriteFile(name, boot, 0o600)
+	if errors.Is(err, unix.ENOSPC) {
+		s.log.Warn("the disk is full: pulls that are interrupted start anew after the next start", "dir", s.config.Root, "err", err)
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("write boot ID: %w", err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -52,6 +53,24 @@ func TestPulledImageIsListedUnpackedAndThereAfterARestart(t *testing.T) {
 	}
 	if u := mustUsage(t, s); u.Bytes != used.Bytes || u.Inodes != used.Inodes || u.Bytes == 0 {
 		t.Errorf("usage before %+v, after %+v", used, u)
+	}
+}
+
+func TestASnapshotWhoseRecordAKillPreventedIsNotInTheWay(t *testing.T) {
+	config := testConfig(t)
+	for range 2 { // a store that never had a snapshot, then one that had
+		for i := range 20 { // whatever number comes next
+			if err := os.MkdirAll(filepath.Join(config.Root, "snapshots", strconv.Itoa(i), "fs", "x"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := open(t, config)
+		if left := holdings(t, s); left != "" {
+			t.Errorf("holdings:\n%s", left)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

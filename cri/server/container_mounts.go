@@ -63,15 +63,13 @@ func requestMounts(asked []*runtimeapi.Mount, images map[int]string, userNS stri
 			UIDs:        a.GetUidMappings(), GIDs: a.GetGidMappings(),
 		}
 		if images[i] != "" {
-			m.UIDs, m.GIDs = nil, nil // they are mapped where the image is mounted
+			m.Propagation = runtimeapi.MountPropagation_PROPAGATION_PRIVATE // nothing is ever mounted in an image
+			m.UIDs, m.GIDs = nil, nil                                       // they are mapped where the image is mounted
 		}
 		if userNS != "" && len(m.UIDs) > 0 {
 			if err := rootfs.CheckIDMap(source, userNS); err != nil {
 				return nil, status.Errorf(codes.FailedPrecondition, "mounts[%s].uidMappings: %v", a.GetContainerPath(), err)
 			}
-		}
-		if images[i] != "" {
-			m.Propagation = runtimeapi.MountPropagation_PROPAGATION_PRIVATE // nothing is ever mounted in an image
 		}
 		if m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
 			if m.Shared, m.Slave, err = host.Propagation(source); err != nil {

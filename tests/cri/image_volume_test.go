@@ -44,6 +44,7 @@ func TestImageVolumes(t *testing.T) {
 	t.Run("can be part of an image", func(t *testing.T) { imageVolumeSubPath(t, r.on(t)) })
 	t.Run("that cannot be mounted are named", func(t *testing.T) { imageVolumeRefusals(t, r.on(t)) })
 	t.Run("can be artifacts, which cannot be run", func(t *testing.T) { artifactVolume(t, r.on(t)) })
+	t.Run("have their owners in a user namespace", func(t *testing.T) { imageVolumeMapped(t, r.on(t)) })
 	t.Run("outlive their image and a killed daemon", func(t *testing.T) { imageVolumeOutlives(t, r.on(t)) })
 	r.CheckNothingLeft()
 }
@@ -124,6 +125,19 @@ func artifactVolume(t *testing.T, r *runtime) {
 	config.Image.Image = modelImage
 	_, err := r.CreateContainer(r.ctx(), &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: pod})
 	equal(t, "an artifact as a container", status.Convert(err).Message(), `image "registry.test/model:1" is an artifact: it can be mounted as an image volume, not run`)
+	r.removePod(sandbox, pod)
+}
+
+func imageVolumeMapped(t *testing.T, r *runtime) {
+	pod, config := usernsPod(r, "mapped", "testbox", "pause")
+	for _, m := range []*runtimeapi.Mount{imageMount("/data", dataImage, ""), imageMount("/box", harness.Box, "bin")} {
+		m.UidMappings, m.GidMappings = mapping(), mapping()
+		config.Mounts = append(config.Mounts, m)
+	}
+	sandbox := r.runPod(pod)
+	id := r.run(sandbox, pod, config)
+	equal(t, "owner of one layer's file", r.exec(id, "stat", "-c", "%u:%g", "/data/top"), "0:0")
+	equal(t, "owner of a file of several layers", r.exec(id, "stat", "-c", "%u:%g", "/box/testbox"), "0:0")
 	r.removePod(sandbox, pod)
 }
 
