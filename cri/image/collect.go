@@ -88,10 +88,25 @@ func (s *Store) recover(ctx context.Context) error {
 	return err
 }
 
-// dropUnrecorded removes the directories of snapshots whose transaction a kill
-// prevented: each is in the way of the next one, which gets the same number.
+// dropUnrecorded removes what a kill left of a beginning: the directories of
+// content and of snapshots that nothing tells of. Such a snapshot is in the way
+// of the next one, which gets the same number.
 func (s *Store) dropUnrecorded(ctx context.Context) error {
-	err := s.overlay.(snapshots.Cleaner).Cleanup(ctx)
+	// A writer of content begins with a directory, and says in it what it writes.
+	ingests, err := filepath.Glob(filepath.Join(s.config.Root, "content", "ingest", "*"))
+	if err != nil {
+		return fmt.Errorf("list unfinished content: %w", err)
+	}
+	for _, dir := range ingests {
+		_, err := os.Stat(filepath.Join(dir, "ref"))
+		if errors.Is(err, os.ErrNotExist) {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			return fmt.Errorf("remove unfinished content: %w", err)
+		}
+	}
+	err = s.overlay.(snapshots.Cleaner).Cleanup(ctx)
 	if err == nil {
 		return nil
 	}

@@ -70,7 +70,7 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 // Absolute names mean the image's root: builders in wide use write them.
 type entryCheck struct {
 	meter   *meter
-	links   map[string]string // symlinks of this layer: path without leading slash to target
+	links   map[string]string // symlinks of this layer: where they are, without leading slash, to target
 	parents map[string]bool   // directories that entries are in; true: the layer has an entry for it
 	lastDir string            // the directory that was last found to be inside
 	lastAt  string            // where it is when symlinks are followed
@@ -112,18 +112,23 @@ func (c *entryCheck) check(h *tar.Header) (bool, error) {
 		if _, err := c.inside(strings.TrimPrefix(path.Clean(h.Linkname), "/")); err != nil {
 			return false, fmt.Errorf("hard link %q to %q %w", h.Name, h.Linkname, err)
 		}
-	case tar.TypeDir, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo, tar.TypeXGlobalHeader:
+	case tar.TypeSymlink:
+		if h.Linkname == "" {
+			return false, fmt.Errorf("symlink %q has no target", h.Name)
+		}
+	case tar.TypeDir, tar.TypeChar, tar.TypeBlock, tar.TypeFifo, tar.TypeXGlobalHeader:
 	default:
 		return false, fmt.Errorf("entry %q has type %q, which is not supported", h.Name, h.Typeflag)
 	}
 	dropOverlayXattrs(h)
-	c.remember(name, path.Join(dir, base), h)
+	c.remember(path.Join(dir, base), h)
 	return true, nil
 }
 
-// remember keeps the symlinks that later entries could go through, and which
-// directories the layer describes.
-func (c *entryCheck) remember(name, at string, h *tar.Header) {
+// remember takes an entry and where it is when symlinks are followed. It keeps
+// the symlinks that later entries could go through, and which directories the
+// layer describes.
+func (c *entryCheck) remember(at string, h *tar.Header) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return
 	}
@@ -137,11 +142,11 @@ func (c *entryCheck) remember(name, at string, h *tar.Header) {
 		c.parents[at] = true
 	}
 	if h.Typeflag == tar.TypeSymlink {
-		c.links[name] = h.Linkname
+		c.links[at] = h.Linkname
 		c.seen = false
 		return
 	}
-	delete(c.links, name)
+	delete(c.links, at)
 }
 
 // undescribed lists the directories that the layer uses without an entry for
