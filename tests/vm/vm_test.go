@@ -28,10 +28,11 @@ const work = "/var/tmp/berth-vm-crun"
 // packages are those that tests look for: another OCI runtime.
 const packages = "crun"
 
-// suites are the tests that look at cgroups.
+// suites are the tests that look at cgroups, and those of what cgroup v2 and an
+// older kernel do otherwise: device rules, user namespaces.
 var suites = []struct{ pkg, tests string }{
 	{"pods", "^(TestResources|TestClaimOutlivesItsPod)$"},
-	{"cri", "^(TestStatistics|TestMetricStatistics|TestUpdates|TestRuntimeHandlers)$"},
+	{"cri", "^(TestStatistics|TestMetricStatistics|TestUpdates|TestRuntimeHandlers|TestSecurityFields|TestUserNamespaces)$"},
 }
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
