@@ -140,7 +140,6 @@ func (h hungTest) remove() {
 	works := h.stuck("delete")
 	id := h.run(sandbox, pod, h.containerConfig("main", "testbox", "exit", "--code", "4"))
 	h.waitExit(id)
-	h.waitExit(id) // before it can be killed
 	_, err := h.StopPodSandbox(h.ctx(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox})
 	h.says(err, id, "flaky delete")
 	equal(h.t, "exit code, known all the same", h.waitExit(id).ExitCode, 4)
