@@ -59,7 +59,7 @@ func (s *Server) publish(sandboxID, containerID string, kind runtimeapi.Containe
 	e := &runtimeapi.ContainerEventResponse{
 		ContainerId:        containerID,
 		ContainerEventType: kind,
-		CreatedAt:          time.Now().UnixNano(),
+		CreatedAt:          time.Now().UnixNano(), // before the statuses are read, see PodSandboxStatus
 		ContainersStatuses: s.containerStatuses(sandboxID),
 	}
 	if sb, ok := s.sandboxes.Get(sandboxID); ok {

@@ -17,6 +17,9 @@ import (
 // PodSandboxStatus returns one sandbox with its containers. Verbose, info
 // holds a JSON object with the shim's pid, the namespaces and the timeline.
 func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	// Taken before anything is read: a kubelet keeps of this answer and of an
+	// event the one with the later time, which must not know less.
+	asOf := time.Now()
 	sb, err := s.sandboxes.Find(req.GetPodSandboxId())
 	if err == nil && !sandboxShown(sb) {
 		err = store.ErrNotFound
@@ -27,7 +30,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxS
 	resp := &runtimeapi.PodSandboxStatusResponse{
 		Status:             sandboxStatus(sb),
 		ContainersStatuses: s.containerStatuses(sb.ID),
-		Timestamp:          time.Now().UnixNano(),
+		Timestamp:          asOf.UnixNano(),
 	}
 	if req.GetVerbose() {
 		if resp.Info, err = s.sandboxInfo(sb); err != nil {
