@@ -97,15 +97,19 @@ func spawn(s Sandbox, listener int) (pid int, err error) {
 // environment is the daemon's without what the service manager told the daemon
 // alone. With NOTIFY_SOCKET above all runc would wait for the container to
 // report that it is ready.
+//
+// It makes the shim small, as nothing in the shim itself can: before main, Go
+// allocates for each processor of the host, and never gives that back.
 func environment(daemon []string) []string {
-	return slices.DeleteFunc(daemon, func(variable string) bool {
+	inherited := slices.DeleteFunc(daemon, func(variable string) bool {
 		name, _, _ := strings.Cut(variable, "=")
 		switch name {
-		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		case "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "GOMAXPROCS", "GOGC":
 			return true
 		}
 		return false
 	})
+	return append(inherited, "GOMAXPROCS=1", "GOGC=20")
 }
 
 // listen makes DIR/shim.sock.

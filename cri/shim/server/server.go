@@ -19,8 +19,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,8 +66,6 @@ type server struct {
 
 // Run serves on the listening socket listenFD until it is shut down.
 func Run(cfg Config, listenFD int) error {
-	runtime.GOMAXPROCS(1)
-	debug.SetGCPercent(20)
 	unix.CloseOnExec(listenFD) // the shim lives as long as somebody holds it, and nobody else may
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become a subreaper: %w", err)
@@ -83,7 +82,7 @@ func Run(cfg Config, listenFD int) error {
 	}
 	s.runtime = &oci.Runtime{
 		Binary: cfg.Runtime, Root: cfg.RuntimeRoot, Args: cfg.RuntimeArgs, SystemdCgroup: cfg.SystemdCgroup,
-		Timeout: cfg.Timeout, Dir: cfg.Dir, Env: os.Environ(), Reaper: s.reaper,
+		Timeout: cfg.Timeout, Dir: cfg.Dir, Env: runtimeEnvironment(os.Environ()), Reaper: s.reaper,
 		Lock: lock,
 	}
 	children := make(chan os.Signal, 32)
@@ -97,6 +96,14 @@ func Run(cfg Config, listenFD int) error {
 	signal.Notify(unwanted, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go refuse(unwanted)
 	return s.accept(listenFD)
+}
+
+// runtimeEnvironment is the shim's without what the daemon set for the shim
+// alone (shim.Start): the runtime may use what processors there are.
+func runtimeEnvironment(shim []string) []string {
+	return slices.DeleteFunc(shim, func(variable string) bool {
+		return strings.HasPrefix(variable, "GOMAXPROCS=") || strings.HasPrefix(variable, "GOGC=")
+	})
 }
 
 // holdLock locks wire.LockFile for as long as this process or a command that
