@@ -7,6 +7,10 @@
 //	shim       one process per sandbox, parent of its containers
 //	handler    the OCI runtimes behind runtime handlers
 //	nri        plugins that take part in the life of pods and containers
+//	streaming  what is behind the URLs of Exec, Attach and PortForward
+//	events     container events for whoever watches
+//	checkpoint archives of containers that go on later
+//	cdi, host  devices by vendors' files, and what the host has
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
 //	stats, metrics       what they use, and cAdvisor's names for it
