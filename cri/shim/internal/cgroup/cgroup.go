@@ -5,6 +5,7 @@ package cgroup
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -157,6 +158,16 @@ func oomKills(file string) (int64, error) {
 	return 0, nil // a kernel without the counter
 }
 
+// ignoreGone takes a cgroup that is not there for an empty one. systemd removes
+// a scope's as soon as it is empty; a file that was open then cannot be read any
+// more (ENODEV).
+func ignoreGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return err
+}
+
 // Processes lists the container's processes in the host's pid namespace,
 // those in cgroups that it made itself included.
 func (g Group) Processes() ([]int, error) {
@@ -166,17 +177,14 @@ func (g Group) Processes() ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(g.Dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			if os.IsNotExist(err) {
-				return nil
-			}
-			return err
+			return ignoreGone(err)
 		}
 		if !entry.IsDir() {
 			return nil
 		}
 		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		if err != nil && !os.IsNotExist(err) {
-			return err
+		if err != nil {
+			return ignoreGone(err)
 		}
 		for field := range bytes.FieldsSeq(text) {
 			pid, err := strconv.Atoi(string(field))

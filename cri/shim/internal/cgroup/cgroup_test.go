@@ -1,8 +1,10 @@
 package cgroup
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -67,6 +69,20 @@ func TestOOMKillsAreFound(t *testing.T) {
 	}
 	if (Group{}).OOMKilled(137) {
 		t.Error("a container without a cgroup")
+	}
+}
+
+func TestACgroupThatGoesWhileItIsReadIsEmpty(t *testing.T) {
+	for _, err := range []error{
+		&fs.PathError{Op: "open", Path: "cgroup.procs", Err: syscall.ENOENT},
+		&fs.PathError{Op: "read", Path: "cgroup.procs", Err: syscall.ENODEV},
+	} {
+		if ignoreGone(err) != nil {
+			t.Errorf("%v is an error", err)
+		}
+	}
+	if err := (&fs.PathError{Op: "read", Path: "cgroup.procs", Err: syscall.EIO}); ignoreGone(err) == nil {
+		t.Errorf("%v is none", err)
 	}
 }
 
