@@ -47,7 +47,8 @@ func (s *Server) stop(ctx context.Context, id string, grace time.Duration) error
 	}
 	client := s.pod(c.SandboxID).client()
 	if client == nil {
-		return errors.New("its shim is gone and its end is not recorded yet: try again")
+		// Its shim was lost, and its end is not recorded yet, or could not be.
+		return s.loseContainer(ctx, c)
 	}
 	if grace > 0 {
 		exited, err := s.askToStop(ctx, client, t, c, grace)

@@ -99,6 +99,8 @@ func (f *fakeNetwork) GC(_ context.Context, live []network.Sandbox) error {
 type fakeShims struct {
 	mu    sync.Mutex
 	alive map[string]*fakeShim
+	asked int   // calls of AwaitOrphans
+	held  error // what they return
 }
 
 func (f *fakeShims) Start(_ context.Context, s shim.Sandbox) (Shim, error) {
@@ -118,7 +120,20 @@ func (f *fakeShims) Connect(_ context.Context, dir string) (Shim, error) {
 	return nil, shim.ErrGone
 }
 
-func (f *fakeShims) AwaitOrphans(context.Context, string) error { return nil }
+func (f *fakeShims) AwaitOrphans(context.Context, string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	return f.held
+}
+
+// hold makes AwaitOrphans fail, or with nil succeed, and tells how often it was asked.
+func (f *fakeShims) hold(err error) (asked int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = err
+	return f.asked
+}
 
 func (f *fakeShims) of(t *testing.T, s *Server, sandboxID string) *fakeShim {
 	t.Helper()

@@ -197,6 +197,37 @@ func TestAShimThatDiesTakesItsSandboxAlong(t *testing.T) {
 	w.checkEmpty(t)
 }
 
+func TestAContainerThatOutlivesItsShimIsEndedByItsNextStop(t *testing.T) {
+	w := newWorld(t)
+	s := w.start(t)
+	defer s.Close()
+	sb := runSandbox(t, s, "a")
+	c := createContainer(t, s, sb, "main")
+	startContainer(t, s, c)
+	held := errors.New("a command of the shim hangs")
+	before := w.shims.hold(held)
+	w.shims.of(t, s, sb).die()
+	for w.shims.hold(held) == before { // until its end could not be recorded
+		time.Sleep(time.Millisecond)
+	}
+	stop := func() error {
+		_, err := s.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c})
+		return err
+	}
+	if err := stop(); !errors.Is(err, held) {
+		t.Errorf("stop while it is held: %v", err)
+	}
+	w.shims.hold(nil)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if st := containerState(t, s, c); st.ExitCode != 255 || st.Reason != "Unknown" {
+		t.Errorf("status is %v", st)
+	}
+	removeSandbox(t, s, sb)
+	w.checkEmpty(t)
+}
+
 func TestARestartKnowsWhatHappenedMeanwhile(t *testing.T) {
 	w := newWorld(t)
 	s := w.start(t)
