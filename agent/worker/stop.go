@@ -182,6 +182,11 @@ func (w *Worker) target(obs *observed.Pod, id string, deadline time.Time) act.Ta
 			t.Spec = &w.pod.Spec.Containers[i]
 		}
 	}
+	for i := range w.pod.Spec.EphemeralContainers {
+		if e := &w.pod.Spec.EphemeralContainers[i]; e.Name == c.Name {
+			t.Spec = (*v1.Container)(&e.EphemeralContainerCommon)
+		}
+	}
 	for i := range w.pod.Spec.InitContainers {
 		if w.pod.Spec.InitContainers[i].Name == c.Name {
 			t.Spec, t.Init = &w.pod.Spec.InitContainers[i], true

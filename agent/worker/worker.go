@@ -151,7 +151,7 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 
 // pastOf adds what a status says of containers that existed.
 func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			c := &list[i]
 			if c.ContainerID == "" {
