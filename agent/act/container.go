@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -124,6 +125,13 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	}
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
+	}
+	if a.Cluster != nil && !manifest.Static(pod.Pod) {
+		services, err := a.Cluster.Services()
+		if err != nil {
+			return nil, err
+		}
+		c.ServiceEnv = podspec.ServiceEnv(pod.Pod, services)
 	}
 	env, err := podspec.Env(c, a.config.Node, a.Objects)
 	if err != nil {

@@ -42,7 +42,10 @@ type Container struct {
 	Resources *runtimeapi.LinuxContainerResources
 	// UserNamespace is the pod's, see Sandbox.
 	UserNamespace *runtimeapi.UserNamespace
-	Backoff       string // annotation berth.io/backoff; empty: none
+	// ServiceEnv are variables that tell of services, see ServiceEnv. The
+	// container's own go before them.
+	ServiceEnv map[string]string
+	Backoff    string // annotation berth.io/backoff; empty: none
 }
 
 // A ConfigError is the user's to mend and is reported as

@@ -56,8 +56,11 @@ func Of(in Input) v1.PodStatus {
 	if s.StartTime == nil {
 		s.StartTime = &metav1.Time{Time: in.Now}
 	}
-	if in.Failed != nil {
+	switch {
+	case in.Failed != nil:
 		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
+	case terminal(in.Previous.Phase):
+		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
 	}
 	addresses(in, &s)
 	for i := range in.Pod.Spec.InitContainers {

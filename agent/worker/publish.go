@@ -55,12 +55,17 @@ func (w *Worker) publish(obs *observed.Pod) {
 		now := time.Now()
 		w.steps.Span(timeline.Ready, "", now, now)
 	}
-	if w.config.Changed != nil {
-		w.config.Changed(&pod)
-	}
+	w.report(&pod)
 	// How a pod ended must not be lost with the host, unless nobody asks any more.
 	ended := next.Phase != previous.Status.Phase && terminal(next.Phase)
 	w.checkpoint(ended && !w.Forgotten())
+}
+
+// report tells the world what became of the pod.
+func (w *Worker) report(pod *v1.Pod) {
+	if w.config.Report != nil {
+		w.config.Report(Report{Pod: pod, Settled: w.state.released})
+	}
 }
 
 // waitingNow is the plan's word on containers that do not run.
