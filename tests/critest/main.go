@@ -120,8 +120,7 @@ func pushImages(n *harness.Node) error {
 		return err
 	}
 	for reference, img := range all {
-		_, repository, _ := strings.Cut(reference, "/") // the registry stands for all hosts
-		if err := n.Registry.Push(repository, img); err != nil {
+		if err := n.Registry.PushReference(reference, img); err != nil {
 			return err
 		}
 	}

@@ -22,10 +22,12 @@ import (
 const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Builder makes images. Bin is where `make testbins` puts the test programs;
-// Debs is where scripts/setup unpacks what it does not install, or empty.
+// Debs is where scripts/setup unpacks what it does not install, or empty;
+// Peers is where `make control` puts the programs of Kubernetes, or empty.
 type Builder struct {
-	Bin  string
-	Debs string
+	Bin   string
+	Debs  string
+	Peers string
 
 	base v1.Layer
 }
