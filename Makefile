@@ -90,7 +90,7 @@ CONTROL := kube-apiserver kube-controller-manager kube-scheduler kube-proxy kube
 control: $(addprefix bin/peers/,etcd coredns $(CONTROL))
 
 # What the e2e suite needs beside a cluster.
-e2e: $(addprefix bin/peers/,e2e.test ginkgo agnhost nonewprivs sample-apiserver)
+e2e: $(addprefix bin/peers/,e2e.test ginkgo agnhost nonewprivs regression-issue-74839 sample-apiserver)
 
 K8S      = $(call modversion,k8s.io/kubernetes,tests/tools)
 K8SX    := -X k8s.io/component-base/version
@@ -104,7 +104,7 @@ bin/peers/e2e.test: $(TOOLS) | setup-build
 	cd tests/tools && CGO_ENABLED=0 $(GO) test -c -trimpath -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e
 bin/peers/ginkgo: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/onsi/ginkgo/v2/ginkgo
-bin/peers/agnhost bin/peers/nonewprivs: bin/peers/%: $(TOOLS) | setup-build
+$(addprefix bin/peers/,agnhost nonewprivs regression-issue-74839): bin/peers/%: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ k8s.io/kubernetes/test/images/$*
 bin/peers/sample-apiserver: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/sample-apiserver
@@ -191,6 +191,21 @@ cluster-shell: root $(CLUSTERCTL)
 
 cluster-down: root $(CLUSTERCTL)
 	$(CLUSTERCTL) down -name '$(NAME)'
+
+# FOCUS and SKIP select specs by name; without them, those for conformance that
+# may run beside others. CLUSTER=NAME uses a cluster that is there.
+CLUSTER ?=
+REPORT  ?= out/conformance
+conformance: cluster-parts e2e e2e-images
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/conformance -nodes $(NODES) -kind $(KIND) -cluster '$(CLUSTER)' -report '$(REPORT)' \
+		$(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -- $(ARGS)
+
+e2e-images: out/images/index.json
+
+out/images/index.json: $(addprefix bin/peers/,agnhost coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
+		$(wildcard tests/images/*.go) | $(CLUSTERCTL) testbins
+	@scripts/setup conformance
+	$(CLUSTERCTL) images out/images
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

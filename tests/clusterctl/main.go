@@ -16,11 +16,13 @@ import (
 	"time"
 
 	"github.com/berth-io/berth/tests/cluster"
+	"github.com/berth-io/berth/tests/images"
 )
 
 const usage = `usage: clusterctl up [-name NAME] [-bin DIR] [-nodes N] [-kind berth|stock] [-images DIR] [-dns=false]
        clusterctl shell [-name NAME] [COMMAND...]
        clusterctl down [-name NAME]
+       clusterctl images [-bin DIR] [-debs DIR] DIR
 `
 
 func main() {
@@ -49,6 +51,8 @@ func run(args []string) error {
 	case "down":
 		_ = flags.Parse(args[1:])
 		return cluster.Down(*name)
+	case "images":
+		return writeImages(flags, args[1:])
 	case "registry": // of a cluster that up starts
 		_ = flags.Parse(args[1:])
 		return cluster.ServeRegistry(*name)
@@ -60,7 +64,7 @@ func up(flags *flag.FlagSet, name *string, args []string) error {
 	bin := flags.String("bin", "bin", "directory of the binaries")
 	nodes := flags.Int("nodes", 2, "number of nodes")
 	kind := flags.String("kind", string(cluster.Berth), "kind of nodes: berth or stock")
-	images := flags.String("images", "", "directory of more images, in OCI layout")
+	imageDir := flags.String("images", "", "directory of more images, in OCI layout")
 	dns := flags.Bool("dns", true, "run CoreDNS")
 	_ = flags.Parse(args)
 	self, err := os.Executable()
@@ -71,8 +75,8 @@ func up(flags *flag.FlagSet, name *string, args []string) error {
 	if cfg.Bin, err = filepath.Abs(*bin); err != nil {
 		return err
 	}
-	if *images != "" {
-		if cfg.Images, err = filepath.Abs(*images); err != nil {
+	if *imageDir != "" {
+		if cfg.Images, err = filepath.Abs(*imageDir); err != nil {
 			return err
 		}
 	}
@@ -91,6 +95,22 @@ func up(flags *flag.FlagSet, name *string, args []string) error {
 	}
 	fmt.Printf("cluster %s: %d %s nodes Ready in %v\nlogs: %s/logs\n", *name, *nodes, *kind, time.Since(began).Round(100*time.Millisecond), c.Dir)
 	return nil
+}
+
+// writeImages builds the images of the e2e suite.
+func writeImages(flags *flag.FlagSet, args []string) error {
+	bin := flags.String("bin", "bin", "directory of the binaries")
+	debs := flags.String("debs", "out/debs/root", "directory of unpacked packages")
+	_ = flags.Parse(args)
+	if flags.NArg() != 1 {
+		return errors.New(usage)
+	}
+	b := &images.Builder{Bin: filepath.Join(*bin, "tests"), Debs: *debs, Peers: filepath.Join(*bin, "peers")}
+	all, err := b.E2E()
+	if err != nil {
+		return err
+	}
+	return images.WriteLayout(flags.Arg(0), all)
 }
 
 // shell runs a shell, or a command, on the control plane's host.
