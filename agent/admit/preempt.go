@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/component-helpers/resource"
 
 	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/qos"
@@ -90,7 +89,7 @@ func pick(from []*v1.Pod, need needs) (picked []*v1.Pod, left needs) {
 // asksLess compares the requests for memory, then those for CPU.
 func asksLess(a, b *v1.Pod) bool {
 	for _, name := range []v1.ResourceName{v1.ResourceMemory, v1.ResourceCPU} {
-		if x, y := request(a, name), request(b, name); x != y {
+		if x, y := disruption.Request(a, name), disruption.Request(b, name); x != y {
 			return x < y
 		}
 	}
@@ -109,7 +108,7 @@ func (n needs) without(pods ...*v1.Pod) needs {
 	var left needs
 	for _, r := range n {
 		for _, pod := range pods {
-			r.quantity -= request(pod, r.name)
+			r.quantity -= disruption.Request(pod, r.name)
 		}
 		if r.quantity > 0 {
 			left = append(left, r)
@@ -123,7 +122,7 @@ func (n needs) without(pods ...*v1.Pod) needs {
 func (n needs) distance(pod *v1.Pod) float64 {
 	var d float64
 	for _, r := range n {
-		if left := float64(r.quantity - request(pod, r.name)); left > 0 {
+		if left := float64(r.quantity - disruption.Request(pod, r.name)); left > 0 {
 			d += math.Pow(left/float64(r.quantity), 2)
 		}
 	}
@@ -137,17 +136,4 @@ func (n needs) String() string {
 		fmt.Fprintf(&b, "(res: %v, q: %d), ", r.name, r.quantity)
 	}
 	return b.String() + "]"
-}
-
-// request is what the end of the pod makes free. Its overhead counts only
-// beside a request (pkg/api/v1/resource, GetResourceRequestQuantity).
-func request(pod *v1.Pod, name v1.ResourceName) int64 {
-	if name == v1.ResourcePods {
-		return 1
-	}
-	own := amount(name, resource.PodRequests(pod, resource.PodResourcesOptions{ExcludeOverhead: true}))
-	if own == 0 {
-		return 0
-	}
-	return own + amount(name, pod.Spec.Overhead)
 }

@@ -4,7 +4,10 @@
 // (agent/shutdown) make the descriptions; the pod's worker acts on them.
 package disruption
 
-import v1 "k8s.io/api/core/v1"
+import (
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/resource"
+)
 
 // systemCriticalPriority is the lowest priority of a critical pod
 // (pkg/apis/scheduling).
@@ -72,4 +75,26 @@ func Priority(pod *v1.Pod) int32 {
 		return 0
 	}
 	return *pod.Spec.Priority
+}
+
+// Request is what the pod asks for of a resource, and what becomes free when
+// it ends: whole units, of CPU thousandths of a core. Where the pod as a whole
+// asks for resources, its containers' requests do not count; its overhead counts
+// only beside a request (pkg/api/v1/resource, GetResourceRequest).
+func Request(pod *v1.Pod, name v1.ResourceName) int64 {
+	if name == v1.ResourcePods {
+		return 1
+	}
+	requests := resource.PodRequests(pod, resource.PodResourcesOptions{
+		SkipContainerLevelResources: resource.IsPodLevelResourcesSet(pod), ExcludeOverhead: true,
+	})
+	q, found := requests[name]
+	if !found || q.IsZero() {
+		return 0
+	}
+	q.Add(pod.Spec.Overhead[name])
+	if name == v1.ResourceCPU {
+		return q.MilliValue()
+	}
+	return q.Value()
 }
