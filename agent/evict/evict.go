@@ -141,17 +141,9 @@ func (m *Manager) Evictions() map[string]int64 {
 func (m *Manager) Run(ctx context.Context) error {
 	poked := make(chan struct{}, 1)
 	if m.config.Notifier != nil {
-		go func() {
-			err := m.config.Notifier.Run(ctx, func() {
-				select {
-				case poked <- struct{}{}:
-				default:
-				}
-			})
-			if err != nil && ctx.Err() == nil {
-				m.config.Log.Warn("the kernel does not tell when memory runs short; it is looked at every 10 s", "err", err)
-			}
-		}()
+		var listening sync.WaitGroup
+		defer listening.Wait()
+		listening.Go(func() { m.listen(ctx, poked) })
 	}
 	for ctx.Err() == nil {
 		victims, err := m.round(ctx, time.Now())
@@ -166,6 +158,19 @@ func (m *Manager) Run(ctx context.Context) error {
 		sleep(ctx, period-least, poked)
 	}
 	return ctx.Err()
+}
+
+// listen passes the kernel's word on.
+func (m *Manager) listen(ctx context.Context, poked chan<- struct{}) {
+	err := m.config.Notifier.Run(ctx, func() {
+		select {
+		case poked <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		m.config.Log.Warn("the kernel does not tell when memory runs short; it is looked at every 10 s", "err", err)
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration, cut <-chan struct{}) {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +22,7 @@ import (
 
 // fake is a node: what it uses, its pods, and what was done.
 type fake struct {
+	mu       sync.Mutex // of what follows
 	node     usage.Node
 	used     Usage
 	usedErr  error
@@ -29,31 +33,49 @@ type fake struct {
 	did   []string
 }
 
-func (f *fake) Active() []*v1.Pod           { return f.active }
-func (f *fake) Finished(uid types.UID) bool { return f.finished[uid] }
-func (f *fake) Stop(uid types.UID, stop disruption.Stop) {
-	f.did = append(f.did, "stop "+string(uid))
+func (f *fake) do(what string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.did = append(f.did, what)
+	if strings.HasPrefix(what, "remove") {
+		f.node.NodeFS.Available += f.frees
+	}
 }
+
+func (f *fake) done() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.did)
+}
+
+func (f *fake) finish(uid types.UID, yes bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.finished[uid] = yes
+}
+
+func (f *fake) Active() []*v1.Pod { return f.active }
+func (f *fake) Finished(uid types.UID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.finished[uid]
+}
+func (f *fake) Stop(uid types.UID, stop disruption.Stop) { f.do("stop " + string(uid)) }
 func (f *fake) Node(context.Context) (usage.Node, error) { return f.node, nil }
 func (f *fake) Pods(_ context.Context, pods []*v1.Pod) (map[types.UID]usage.Pod, error) {
-	f.did = append(f.did, fmt.Sprintf("measure %d", len(pods)))
+	f.do(fmt.Sprintf("measure %d", len(pods)))
 	return f.used, f.usedErr
 }
-func (f *fake) RemoveDeadContainers(context.Context) error {
-	f.did = append(f.did, "remove containers")
-	f.node.NodeFS.Available += f.frees
-	return nil
-}
+func (f *fake) RemoveDeadContainers(context.Context) error { f.do("remove containers"); return nil }
 func (f *fake) RemoveUnusedImages(context.Context) error {
-	f.did = append(f.did, "remove images")
-	f.node.NodeFS.Available += f.frees
+	f.do("remove images")
 	return errors.New("one is stuck")
 }
 
 type events struct{ f *fake }
 
 func (e events) Node(_, reason, format string, args ...any) {
-	e.f.did = append(e.f.did, reason+": "+fmt.Sprintf(format, args...))
+	e.f.do(reason + ": " + fmt.Sprintf(format, args...))
 }
 
 func manager(t *testing.T, f *fake, s Settings, change ...func(*Config)) *Manager {
@@ -167,8 +189,8 @@ func TestARoundComesEveryTenSecondsAndWhenTheKernelCalls(t *testing.T) {
 		rounds := func(want int) {
 			t.Helper()
 			synctest.Wait()
-			if len(f.did) != 2*want { // the event, and nobody to measure
-				t.Errorf("%d rounds, want %d: %v", len(f.did)/2, want, f.did)
+			if did := f.done(); len(did) != 2*want { // the event, and nobody to measure
+				t.Errorf("%d rounds, want %d: %v", len(did)/2, want, did)
 			}
 		}
 		rounds(1)
@@ -199,7 +221,7 @@ func TestTheNextRoundWaitsForWhatWasEnded(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			got := 0
-			for _, d := range f.did {
+			for _, d := range f.done() {
 				if d == "stop p" {
 					got++
 				}
@@ -211,10 +233,10 @@ func TestTheNextRoundWaitsForWhatWasEnded(t *testing.T) {
 		stops(1)
 		time.Sleep(20 * time.Second)
 		stops(1)
-		f.finished["p"] = true
+		f.finish("p", true)
 		time.Sleep(time.Second)
 		stops(2) // the fake's memory is as short as before
-		f.finished["p"] = false
+		f.finish("p", false)
 		time.Sleep(30 * time.Second)
 		stops(3) // who does not end is not waited for longer
 		cancel()
