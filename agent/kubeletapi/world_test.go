@@ -190,6 +190,9 @@ func (programs) Exec(_ context.Context, id string, cmd []string, in io.Reader, o
 }
 
 func (programs) Attach(_ context.Context, _ string, in io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan criremote.TerminalSize) error {
+	if in == nil {
+		return nil
+	}
 	_, err := io.Copy(out, in)
 	return err
 }
