@@ -326,6 +326,24 @@ func TestTheAgentIsASystemContainer(t *testing.T) {
 	t.Error("there is none")
 }
 
+func TestPressure(t *testing.T) {
+	got := parsePressure([]byte("some avg10=1.50 avg60=0.25 avg300=0.00 total=7\nfull avg10=0.50 avg60=0.00 avg300=0.00 total=3 new=x\nnone\n\n"))
+	want := &statsapi.PSIStats{Some: statsapi.PSIData{Total: 7000, Avg10: 1.5, Avg60: 0.25}, Full: statsapi.PSIData{Total: 3000, Avg10: 0.5}}
+	if diff := cmp.Diff(want, pressure(got)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestARuntimeElsewhereIsNotThisProcess(t *testing.T) {
+	c := newCollector(t, &fakeRuntime{})
+	c.config.System = map[string]string{statsapi.SystemContainerRuntime: ""}
+	for _, s := range c.systemContainers() {
+		if s.Name == statsapi.SystemContainerRuntime {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
 func TestRates(t *testing.T) {
 	r := newRates()
 	at := second
