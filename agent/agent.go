@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
@@ -57,7 +60,9 @@ type Config struct {
 	ContainerLogsDir string
 	Cgroups          qos.Config
 	BootID           string
-	Log              *slog.Logger
+	// Cluster is what the node belongs to; nil: pods come from manifests alone.
+	Cluster *Cluster
+	Log     *slog.Logger
 }
 
 const (
@@ -86,6 +91,7 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
+	cluster    *cluster // nil: there is none
 	inControl  chan struct{}
 }
 
@@ -111,7 +117,13 @@ func New(c Config) (*Agent, error) {
 		Dir: c.ManifestDir, CacheDir: filepath.Join(c.StateDir, "manifests"), Rescan: c.Rescan,
 		Options: a.manifestOptions(), Logger: c.Log,
 	})
-	if a.events, err = event.Open(event.Config{Path: filepath.Join(c.StateDir, "events"), NodeName: c.Node.Name, Keep: keptEvents, Log: c.Log}); err != nil {
+	recorded := event.Config{Path: filepath.Join(c.StateDir, "events"), NodeName: c.Node.Name, Keep: keptEvents, Log: c.Log}
+	var broadcaster record.EventBroadcaster
+	if c.Cluster != nil {
+		broadcaster = record.NewBroadcaster()
+		recorded.Forward = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: c.Node.Name})
+	}
+	if a.events, err = event.Open(recorded); err != nil {
 		return nil, err
 	}
 	if a.checkpoint, err = checkpoint.Open(filepath.Join(c.StateDir, "pods")); err != nil {
@@ -123,13 +135,18 @@ func New(c Config) (*Agent, error) {
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
 		return nil, err
 	}
-	a.actor = act.New(act.Parts{
+	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
 		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
-	}, act.Config{
+	}
+	if c.Cluster != nil {
+		a.cluster = a.newCluster(*c.Cluster, broadcaster)
+		parts.Cluster = a.cluster
+	}
+	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
 	})
@@ -167,10 +184,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
-			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log,
+			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Ended:        a.ended(),
 		Log:          a.config.Log,
 	})
 	server := api.New(api.Config{
@@ -183,6 +201,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return d.Run(ctx) })
 	group.Go(func() error { return a.feed(ctx, d) })
 	group.Go(func() error { return server.Run(ctx) })
+	if a.cluster != nil {
+		group.Go(func() error { return a.cluster.run(ctx) })
+	}
 	group.Go(func() error {
 		select {
 		case <-d.InControl():
@@ -197,25 +218,53 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
+// reporter is who is told what becomes of the pods; nil: nobody.
+func (a *Agent) reporter() func(worker.Report) {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.cluster.report.Report
+}
+
+// ended is who is told of pods of which nothing is left; nil: nobody.
+func (a *Agent) ended() func(*v1.Pod) {
+	if a.cluster == nil {
+		return nil
+	}
+	return func(pod *v1.Pod) { a.cluster.report.Forget(pod.UID) }
+}
+
 // feed hands each new state of the sources to the dispatcher.
 func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 	var last source.Snapshot
 	told := map[string]bool{}
+	var fromAPI <-chan struct{} // nil, which never receives, without a cluster
+	if a.cluster != nil {
+		fromAPI = a.cluster.pods.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.source.Changed():
+		case <-fromAPI:
+			a.cluster.report.PodsChanged()
 		}
 		at := time.Now()
 		next := a.source.Snapshot()
 		told = a.tellRejected(next.Rejected, told)
-		d.Want(ctx, dispatch.Desired{
-			Pods: next.Set.Pods, Complete: next.Complete, At: at,
+		want := dispatch.Desired{
+			Pods: next.Set.Pods, Complete: next.Complete, Local: next.Complete, At: at,
 			Objects: objectsChanged(&last.Set, &next.Set),
-		})
+		}
+		if a.cluster != nil {
+			pods, _, complete := a.cluster.pods.Pods()
+			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
+			a.cluster.mirror.Poke()
+		}
+		d.Want(ctx, want)
 		last = next
-		a.refreshClasses(next.Set.Pods)
+		a.refreshClasses(want.Pods)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/worker"
 )
@@ -40,6 +41,9 @@ type Desired struct {
 	Pods []*v1.Pod
 	// Complete: every source has reported. Before that nothing is ended.
 	Complete bool
+	// Local: every source of this host has. That is enough to be in control: an
+	// API server may be away for long.
+	Local bool
 	// Objects changed since the last Desired: volumes are to be refreshed.
 	Objects bool
 	At      time.Time
@@ -51,7 +55,9 @@ type Config struct {
 	Worker       worker.Config
 	Observations Observations
 	Leftovers    []Leftovers
-	Log          *slog.Logger
+	// Ended is called with a pod of which nothing is left; nil: nobody wants to know.
+	Ended func(pod *v1.Pod)
+	Log   *slog.Logger
 }
 
 // Dispatcher owns the workers.
@@ -64,7 +70,8 @@ type Dispatcher struct {
 
 	mu        sync.Mutex
 	workers   map[string]*worker.Worker // by UID
-	waiting   map[string]waiting        // by full name: pods whose name an ending pod still has
+	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
+	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
@@ -78,12 +85,12 @@ type waiting struct {
 func New(c Config) *Dispatcher {
 	return &Dispatcher{
 		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1),
-		workers: map[string]*worker.Worker{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
+		workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
 	}
 }
 
 // InControl is closed once every pod of before this agent has its worker again
-// and the sources were applied for the first time.
+// and this host's sources were applied for the first time.
 func (d *Dispatcher) InControl() <-chan struct{} { return d.inHand }
 
 // Want replaces what is wanted. It never blocks: a newer state takes the place
@@ -153,6 +160,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		start(w)
 	}
 	adopted := false
+	inControl := sync.OnceFunc(func() { close(d.inHand) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,7 +172,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			if want.Complete && !adopted {
 				d.adopt(d.leftBehind(), start)
 				adopted = true
-				close(d.inHand)
+			}
+			if want.Local {
+				inControl()
 			}
 		case <-d.strange:
 			if adopted {
@@ -228,6 +238,10 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		name := fullName(pod)
 		switch w := d.workers[string(pod.UID)]; {
 		case w != nil && !w.Forgotten():
+			d.update(w, pod)
+		case w == nil && !manifest.Static(pod):
+			d.told[string(pod.UID)] = pod
+			start = append(start, worker.New(d.config.Parts, d.config.Worker, pod, want.At))
 		case w != nil || names[name]:
 			// The same UID wanted again while it ends, or another of its name:
 			// two pods of one name never overlap.
@@ -238,6 +252,15 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		}
 	}
 	return start
+}
+
+// update tells a worker what the API server says of its pod, once. A static pod
+// does not change: with other content it is another pod.
+func (d *Dispatcher) update(w *worker.Worker, pod *v1.Pod) {
+	if uid := string(pod.UID); !manifest.Static(pod) && d.told[uid] != pod {
+		d.told[uid] = pod
+		w.Update(pod)
+	}
 }
 
 // namesOfStrangers are the full names of pods that run, are wanted by nobody and
@@ -259,7 +282,11 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	defer d.mu.Unlock()
 	w := d.workers[uid]
 	delete(d.workers, uid)
+	delete(d.told, uid)
 	d.config.Parts.Actor.Images.Forget(w.Pod())
+	if d.config.Ended != nil {
+		d.config.Ended(w.Pod())
+	}
 	name := fullName(w.Pod())
 	next, ok := d.waiting[name]
 	if !ok {
@@ -364,16 +391,22 @@ func (d *Dispatcher) Pods() []*v1.Pod {
 	return pods
 }
 
-// Worker finds the worker of a pod by name; nil when there is none.
+// Worker finds the worker of a pod by name; nil when there is none. Of two pods
+// of one name, of which one is leaving, it is the other's.
 func (d *Dispatcher) Worker(namespace, name string) *worker.Worker {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var leaving *worker.Worker
 	for _, w := range d.workers {
-		if p := w.Pod(); p.Namespace == namespace && p.Name == name {
+		if p := w.Pod(); p.Namespace != namespace || p.Name != name {
+			continue
+		}
+		if !w.Forgotten() {
 			return w
 		}
+		leaving = w
 	}
-	return nil
+	return leaving
 }
 
 // Stop asks a pod to end and to stay so; it is kept until its source drops it.

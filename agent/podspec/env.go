@@ -15,7 +15,7 @@ import (
 // Env is the environment that a container's spec asks for; the image's own is
 // the runtime's to add below it. envFrom comes first, in order and with the
 // keys of an object sorted, then env in order; a later value replaces an
-// earlier one, and $(NAME) sees the values set so far. Errors are *ConfigError.
+// earlier one, and $(NAME) sees the values set so far, and those of services. Errors are *ConfigError.
 func Env(c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue, error) {
 	e := environment{
 		Container:  c,
@@ -32,6 +32,14 @@ func Env(c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue
 	}
 	for _, v := range c.Container.Env {
 		if err := e.add(v); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.ServiceEnv)) {
+		if _, own := e.index[name]; own {
+			continue
+		}
+		if err := e.set(name, c.ServiceEnv[name], "a service"); err != nil {
 			return nil, err
 		}
 	}
@@ -55,7 +63,8 @@ type environment struct {
 func (e *environment) lookup(name string) (string, bool) {
 	i, ok := e.index[name]
 	if !ok {
-		return "", false
+		value, ok := e.ServiceEnv[name]
+		return value, ok
 	}
 	return string(e.out[i].Value), true
 }

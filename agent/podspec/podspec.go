@@ -36,13 +36,17 @@ type Container struct {
 	Container *v1.Container
 	Attempt   uint32            // restart count; also names the log file
 	PodIPs    []string          // the node's IP family first
+	Target    string            // ID of the container whose processes an ephemeral container sees; empty: its own
 	Image     *runtimeapi.Image // as the runtime reports it: its user is what runAsNonRoot is checked against
 	ImageRef  string
 	Mounts    []*runtimeapi.Mount // volumes, made by the caller with VolumeMounts
 	Resources *runtimeapi.LinuxContainerResources
 	// UserNamespace is the pod's, see Sandbox.
 	UserNamespace *runtimeapi.UserNamespace
-	Backoff       string // annotation berth.io/backoff; empty: none
+	// ServiceEnv are variables that tell of services, see ServiceEnv. The
+	// container's own go before them.
+	ServiceEnv map[string]string
+	Backoff    string // annotation berth.io/backoff; empty: none
 }
 
 // A ConfigError is the user's to mend and is reported as

@@ -56,9 +56,18 @@ type Config struct {
 	HostIPs     []string
 	RuntimeName string
 	BootID      string
-	// Changed is called with the pod after its status changed.
-	Changed func(*v1.Pod)
-	Log     *slog.Logger
+	// Report is called after the pod's status changed, or Settled did. It must
+	// not wait for anything; nil: nobody wants to know.
+	Report func(Report)
+	Log    *slog.Logger
+}
+
+// Report is what others are told of a pod.
+type Report struct {
+	Pod *v1.Pod
+	// Settled: nothing of the pod runs, and what it held is given back. Its
+	// object may be deleted.
+	Settled bool
 }
 
 // Worker is one pod's actor. Create it with New or Restore, run it with Run;
@@ -74,6 +83,7 @@ type Worker struct {
 	// mail is what others have told the worker.
 	mu        sync.Mutex
 	pod       *v1.Pod // with the last published status
+	news      *v1.Pod // what its source says since; nil: nothing new
 	stop      *checkpoint.Stop
 	forgotten bool
 	refresh   bool               // objects that volumes are made from have changed
@@ -115,6 +125,11 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 	w := newWorker(parts, config, pod)
 	w.steps = &timeline.Log{}
 	w.steps.Span(timeline.Queued, "", seen, time.Now())
+	// A pod that ran here before, of which nothing was kept, goes on counting.
+	pastOf(&pod.Status, w.state.past)
+	if over(pod) {
+		w.Stop(Killing(pod))
+	}
 	return w
 }
 
@@ -136,7 +151,7 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 
 // pastOf adds what a status says of containers that existed.
 func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			c := &list[i]
 			if c.ContainerID == "" {
@@ -185,6 +200,23 @@ func (w *Worker) ObjectsChanged() {
 	w.mu.Unlock()
 	w.Poke()
 }
+
+// Update tells the worker what its source says of the pod now: the same pod
+// with other labels, one that is being deleted, one with a container more.
+func (w *Worker) Update(pod *v1.Pod) {
+	w.mu.Lock()
+	w.news = pod
+	ended := terminal(w.pod.Status.Phase)
+	w.mu.Unlock()
+	if over(pod) && !ended {
+		w.Stop(Killing(pod))
+	}
+	w.Poke()
+}
+
+// over tells whether a pod's source wants it to end: it is being deleted, or
+// somebody has given it a phase that nothing runs in.
+func over(pod *v1.Pod) bool { return pod.DeletionTimestamp != nil || terminal(pod.Status.Phase) }
 
 // Stop asks the pod to end. A further request can only shorten the grace
 // period; the first reason stands.

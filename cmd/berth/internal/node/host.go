@@ -24,9 +24,12 @@ const maxPods = 110
 
 // podNode gathers what pods inherit from this host.
 func podNode(c config.Config) (podspec.Node, error) {
-	ips, err := hostIPs(c.Network.Bridge)
-	if err != nil {
-		return podspec.Node{}, err
+	ips := c.NodeIPs
+	if len(ips) == 0 {
+		var err error
+		if ips, err = hostIPs(c.Network.Bridge); err != nil {
+			return podspec.Node{}, err
+		}
 	}
 	resolv, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

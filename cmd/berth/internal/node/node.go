@@ -152,12 +152,16 @@ func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {
 	}
 	memory := host.Allocatable.Memory().Value()
 	cpus := int(host.Allocatable.Cpu().Value())
+	cluster, err := newCluster(c, host)
+	if err != nil {
+		return nil, err
+	}
 	a, err := agent.New(agent.Config{
 		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
 		Cgroups: qos.Config{Root: c.CgroupRoot, Driver: qos.Driver(c.CgroupDriver), CPUs: cpus, MemoryBytes: memory},
-		BootID:  boot, Log: log,
+		BootID:  boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
 		return nil, named("agent", err)

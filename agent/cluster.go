@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/kubernetes"
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/apiwatch"
+	"github.com/berth-io/berth/agent/mirror"
+	"github.com/berth-io/berth/agent/node"
+	"github.com/berth-io/berth/agent/podreport"
+	"github.com/berth-io/berth/agent/podsource"
+)
+
+// Cluster is how the agent belongs to a cluster.
+type Cluster struct {
+	Client kubernetes.Interface
+	// Events is where events go; its client has limits of its own, so that they
+	// hold up nothing else.
+	Events corev1.EventInterface
+	// Node is how it registers; Client, Name, Facts, Event and Log are filled in.
+	Node node.Config
+	// Facts are those of the node's facts that do not change while the agent
+	// runs: addresses, capacity, what the host is.
+	Facts node.Facts
+	// MaxImages are named in the node's status, all for -1 (nodeStatusMaxImages).
+	MaxImages int
+}
+
+// cluster is the agent's side towards the API server.
+type cluster struct {
+	config    Cluster
+	nodeName  string
+	runtime   runtimeapi.RuntimeServiceClient
+	images    runtimeapi.ImageServiceClient
+	pods      *podsource.Source
+	node      *apiwatch.Set[*v1.Node]
+	services  *apiwatch.Set[*v1.Service]
+	classes   *apiwatch.Set[*nodev1.RuntimeClass]
+	report    *podreport.Reporter
+	mirror    *mirror.Reconciler
+	registrar *node.Registrar
+	events    record.EventBroadcaster
+	log       *slog.Logger
+	// nodeChanged receives when the node's object has changed; capacity one.
+	nodeChanged chan struct{}
+}
+
+// newCluster puts the parts together. What events are told to is made before:
+// everything tells events.
+func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) *cluster {
+	k := &cluster{
+		events: events,
+		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
+		log: a.config.Log, nodeChanged: make(chan struct{}, 1),
+	}
+	core := c.Client.CoreV1().RESTClient()
+	k.pods = podsource.New(core, k.nodeName, k.log)
+	k.node = apiwatch.New(apiwatch.Config[*v1.Node]{
+		Client: core, Resource: "nodes", Selector: fields.OneTermEqualSelector("metadata.name", k.nodeName),
+		Example: &v1.Node{}, Changed: k.tellNode, Log: k.log,
+	})
+	k.services = apiwatch.New(apiwatch.Config[*v1.Service]{
+		Client: core, Resource: "services", Example: &v1.Service{}, Trim: trimService, Log: k.log,
+	})
+	k.classes = apiwatch.New(apiwatch.Config[*nodev1.RuntimeClass]{
+		Client: c.Client.NodeV1().RESTClient(), Resource: "runtimeclasses", Example: &nodev1.RuntimeClass{}, Log: k.log,
+	})
+	k.report = podreport.New(podreport.Config{Client: c.Client.CoreV1(), Pods: k.pods, Log: k.log})
+	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
+	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
+	c.Node.Facts = k.facts
+	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
+	k.registrar = node.New(c.Node)
+	return k
+}
+
+// trimService leaves of a service what a pod is told of it.
+func trimService(s *v1.Service) {
+	s.Labels, s.Annotations, s.OwnerReferences, s.Finalizers = nil, nil, nil, nil
+	s.Status = v1.ServiceStatus{}
+	s.Spec = v1.ServiceSpec{ClusterIP: s.Spec.ClusterIP, Ports: s.Spec.Ports}
+}
+
+// run keeps up with the API server until ctx ends.
+func (k *cluster) run(ctx context.Context) error {
+	sink := k.events.StartRecordingToSink(&corev1.EventSinkImpl{Interface: k.config.Events})
+	defer k.events.Shutdown()
+	defer sink.Stop()
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range []func(context.Context) error{
+		k.pods.Run, k.node.Run, k.services.Run, k.classes.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+	} {
+		group.Go(func() error { return part(ctx) })
+	}
+	return group.Wait()
+}
+
+func (k *cluster) tellNode() {
+	k.mirror.Poke()
+	select {
+	case k.nodeChanged <- struct{}{}:
+	default: // it is looked at anyway
+	}
+}
+
+// assign tells the runtime which pod subnets the cluster has given this node.
+func (k *cluster) assign(ctx context.Context) error {
+	var told []string
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-k.nodeChanged:
+		case <-again.C:
+		}
+		object, ok := k.node.Get("", k.nodeName)
+		if !ok || len(object.Spec.PodCIDRs) == 0 || slices.Equal(told, object.Spec.PodCIDRs) {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, runtimeTimeout)
+		_, err := k.runtime.UpdateRuntimeConfig(call, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: &runtimeapi.RuntimeConfig{
+			NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: strings.Join(object.Spec.PodCIDRs, ",")},
+		}})
+		cancel()
+		if err != nil {
+			k.log.Warn("the runtime does not know this node's pod subnets; it is told again", "err", err)
+			again.Reset(time.Second)
+			continue
+		}
+		told = object.Spec.PodCIDRs
+		k.registrar.Poke() // the network may be ready by now
+	}
+}
+
+// facts gathers what changes of a node.
+func (k *cluster) facts(ctx context.Context) node.Facts {
+	f := k.config.Facts
+	version, err := k.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		f.Info.ContainerRuntimeVersion = "unknown://Unknown"
+	} else {
+		f.Info.ContainerRuntimeVersion = version.GetRuntimeName() + "://" + version.GetRuntimeVersion()
+	}
+	status, err := k.runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		f.Problems = append(f.Problems, fmt.Sprintf("container runtime status check may not have completed yet: %v", err))
+		return f
+	}
+	f.Problems, f.Handlers, f.Features = node.Runtime(status)
+	list, err := k.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		k.log.Warn("the node's images are not in its status", "err", err)
+		return f
+	}
+	f.Images = node.Images(list.GetImages(), k.config.MaxImages)
+	return f
+}
+
+func (k *cluster) mirrorState(a *Agent) mirror.State {
+	desired := a.source.Snapshot()
+	_, mirrors, complete := k.pods.Pods()
+	s := mirror.State{Static: desired.Set.Pods, Mirrors: mirrors, Complete: complete && desired.Complete}
+	if object, ok := k.node.Get("", k.nodeName); ok {
+		s.Node = object
+	}
+	return s
+}
+
+// Services returns the cluster's services.
+func (k *cluster) Services() ([]*v1.Service, error) {
+	list, synced := k.services.List()
+	if !synced {
+		return nil, errors.New("services have not yet been read at least once, cannot construct envvars")
+	}
+	return list, nil
+}
+
+// Handler returns the runtime handler of a RuntimeClass.
+func (k *cluster) Handler(name string) (string, error) {
+	class, ok := k.classes.Get("", name)
+	if !ok {
+		return "", fmt.Errorf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", name)
+	}
+	return class.Handler, nil
+}
