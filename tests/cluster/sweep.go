@@ -170,3 +170,44 @@ func removeCgroup(dir string) error {
 	}
 	return unix.EBUSY
 }
+
+// Left lists what a cluster of this name has on the machine, as Down knows it.
+func Left(name string) ([]string, error) {
+	c, err := newCluster(Config{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	var left []string
+	scopes, err := c.scopes()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range scopes {
+		pids, err := leak.Processes(s)
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range pids {
+			if !zombie(pid) {
+				left = append(left, fmt.Sprintf("process %d", pid))
+			}
+		}
+	}
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if strings.Contains(line, c.Dir+"/") || strings.Contains(line, c.RunDir+"/") {
+			left = append(left, "mount "+strings.TrimSpace(line))
+		}
+	}
+	for _, pattern := range []string{c.Dir, c.RunDir, "/run/netns/" + c.name + "-*", "/sys/fs/cgroup/" + c.name + "-*", "/sys/fs/cgroup/*/" + c.name + "-*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		left = append(left, found...)
+	}
+	return left, nil
+}
