@@ -31,13 +31,16 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/hook"
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/manifest"
+	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -91,7 +94,8 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
-	cluster    *cluster // nil: there is none
+	cluster    *cluster         // nil: there is none
+	metrics    *metrics.Metrics // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
 
@@ -108,6 +112,7 @@ func New(c Config) (*Agent, error) {
 	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
+		grpc.WithUnaryInterceptor(a.count),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
@@ -153,6 +158,14 @@ func New(c Config) (*Agent, error) {
 	return a, nil
 }
 
+// count counts the requests to the runtime.
+func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if a.metrics == nil {
+		return call(ctx, method, req, reply, cc, opts...)
+	}
+	return a.metrics.Interceptor()(ctx, method, req, reply, cc, call, opts...)
+}
+
 // manifestOptions are what the node adds to manifests.
 func (a *Agent) manifestOptions() manifest.Options {
 	return manifest.Options{NodeName: a.config.Node.Name, ClaimsDir: filepath.Join(filepath.Dir(a.config.StateDir), "claims")}
@@ -188,6 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Admit:        a.admit(),
 		Ended:        a.ended(),
 		Log:          a.config.Log,
 	})
@@ -195,6 +209,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
 	})
+	var kubelet *kubeletapi.Server
+	if a.cluster != nil {
+		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
 	group.Go(func() error { return a.observed.Run(ctx) })
@@ -203,6 +223,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return server.Run(ctx) })
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
+		group.Go(func() error { return kubelet.Run(ctx) })
 	}
 	group.Go(func() error {
 		select {
@@ -224,6 +245,14 @@ func (a *Agent) reporter() func(worker.Report) {
 		return nil
 	}
 	return a.cluster.report.Report
+}
+
+// admit decides about new pods; nil: all of them may start.
+func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.cluster.admit
 }
 
 // ended is who is told of pods of which nothing is left; nil: nobody.

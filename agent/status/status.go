@@ -35,6 +35,8 @@ type Input struct {
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
 	// ...); nil: it is not.
 	Failed *plan.Waiting
+	// Disruption are the conditions that go with Failed.
+	Disruption []v1.PodCondition
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	HostIPs             []string
