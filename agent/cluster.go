@@ -83,6 +83,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) *cluster {
 	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
 	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
 	c.Node.Facts = k.facts
+	c.Node.Object = func() (*v1.Node, bool) { return k.node.Get("", k.nodeName) }
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
 	return k
