@@ -115,6 +115,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	}
 	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
 	c.Node.Facts = func(ctx context.Context) node.Facts { return k.facts(ctx, a.pressure) }
+	c.Node.Object = func() (*v1.Node, bool) { return k.node.Get("", k.nodeName) }
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
 	return k, nil
