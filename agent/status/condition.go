@@ -31,11 +31,11 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	for _, c := range in.Previous.Conditions {
-		if find(own, c.Type) == nil {
+		if find(own, c.Type) == nil && c.Type != v1.PodResizePending && c.Type != v1.PodResizeInProgress {
 			own = append(own, c)
 		}
 	}
-	return own
+	return append(own, resizeConditions(in, s)...)
 }
 
 // own are the conditions that a node says of its pods. Others belong to
