@@ -213,10 +213,7 @@ func (p *Plugins) stopAll() {
 // follow takes in what the plugin tells until it goes away.
 func (p *Plugins) follow(ctx context.Context, from *plugin) {
 	defer p.following.Done()
-	err := p.listAndWatch(ctx, from)
-	if closeErr := from.conn.Close(); err == nil {
-		err = closeErr
-	}
+	err := errors.Join(p.listAndWatch(ctx, from), from.conn.Close())
 	p.mu.Lock()
 	r := p.resources[from.resource]
 	current := r != nil && r.plugin == from
