@@ -62,6 +62,9 @@ type Allocator struct {
 	runtime Runtime
 	poke    chan struct{}
 
+	// admitting is held while it is decided who gets what, plugins being asked
+	// included. mu is held for a moment only.
+	admitting   sync.Mutex
 	mu          sync.Mutex
 	cpuState    cpus.State
 	memoryState memory.State
@@ -151,18 +154,13 @@ type drafts struct {
 // still run, those that are being ended included; what others had is taken back.
 // Asked again for a pod that has its resources, it changes nothing.
 func (a *Allocator) Admit(ctx context.Context, pod *v1.Pod, pods []*v1.Pod) *Rejection {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.admitting.Lock()
+	defer a.admitting.Unlock()
 	if err := a.keep(append(pods[:len(pods):len(pods)], pod)); err != nil {
 		return rejected(err)
 	}
-	d := drafts{devices: a.plugins.Draft(ctx, pod)}
-	if a.cpus != nil {
-		d.cpus = a.cpus.Draft(a.cpuState)
-	}
-	if a.memory != nil {
-		d.memory = a.memory.Draft(a.memoryState)
-	}
+	d := a.draft()
+	d.devices = a.plugins.Draft(ctx, pod)
 	if rejection := a.allocate(d, pod); rejection != nil {
 		return rejection
 	}
@@ -170,6 +168,26 @@ func (a *Allocator) Admit(ctx context.Context, pod *v1.Pod, pods []*v1.Pod) *Rej
 		return rejected(err)
 	}
 	return nil
+}
+
+// states are who has what now.
+func (a *Allocator) states() (cpus.State, memory.State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cpuState, a.memoryState
+}
+
+// draft starts a change of CPUs and memory.
+func (a *Allocator) draft() drafts {
+	var d drafts
+	cpuState, memoryState := a.states()
+	if a.cpus != nil {
+		d.cpus = a.cpus.Draft(cpuState)
+	}
+	if a.memory != nil {
+		d.memory = a.memory.Draft(memoryState)
+	}
+	return d
 }
 
 func containers(pod *v1.Pod) []*v1.Container {
@@ -265,14 +283,14 @@ func rejected(err error) *Rejection {
 // the agent finds a pod with a part of its resources, which the pod keeps when it
 // is admitted, and loses when it is not wanted any more.
 func (a *Allocator) commit(d drafts) error {
-	cpuState, memoryState := a.cpuState, a.memoryState
+	before, beforeMemory := a.states()
+	cpuState, memoryState := before, beforeMemory
 	if d.cpus != nil {
 		cpuState = d.cpus.State()
 	}
 	if d.memory != nil {
 		memoryState = d.memory.State()
 	}
-	before, beforeMemory := a.cpuState, a.memoryState
 	if err := a.save(cpuState, memoryState); err != nil {
 		return errors.Join(err, a.save(before, beforeMemory))
 	}
@@ -286,18 +304,23 @@ func (a *Allocator) commit(d drafts) error {
 
 // save writes those states that are others than before and puts them in force.
 func (a *Allocator) save(cpuState cpus.State, memoryState memory.State) error {
-	if a.cpus != nil && !cpuState.Equal(a.cpuState) {
+	before, beforeMemory := a.states()
+	if a.cpus != nil && !cpuState.Equal(before) {
 		if err := cpus.Save(a.cpuFile(), a.config.CPUs.Policy, cpuState); err != nil {
 			return err
 		}
+		a.mu.Lock()
 		a.cpuState = cpuState
+		a.mu.Unlock()
 		a.Poke()
 	}
-	if a.memory != nil && !memoryState.Equal(a.memoryState) {
+	if a.memory != nil && !memoryState.Equal(beforeMemory) {
 		if err := memory.Save(a.memoryFile(), a.config.Memory.Policy, memoryState); err != nil {
 			return err
 		}
+		a.mu.Lock()
 		a.memoryState = memoryState
+		a.mu.Unlock()
 	}
 	return nil
 }
@@ -316,24 +339,19 @@ func (a *Allocator) keep(pods []*v1.Pod) error {
 	if err := a.plugins.Keep(uids); err != nil {
 		return err
 	}
-	d := drafts{}
-	if a.cpus != nil {
-		d.cpus = a.cpus.Draft(a.cpuState)
-		for uid, owners := range a.cpuState.Assigned {
-			for name := range owners {
-				if !names[uid].Has(name) {
-					d.cpus.Release(uid, name)
-				}
+	cpuState, memoryState := a.states()
+	d := a.draft()
+	for uid, owners := range cpuState.Assigned {
+		for name := range owners {
+			if d.cpus != nil && !names[uid].Has(name) {
+				d.cpus.Release(uid, name)
 			}
 		}
 	}
-	if a.memory != nil {
-		d.memory = a.memory.Draft(a.memoryState)
-		for uid, owners := range a.memoryState.Assigned {
-			for name := range owners {
-				if !names[uid].Has(name) {
-					d.memory.Release(uid, name)
-				}
+	for uid, owners := range memoryState.Assigned {
+		for name := range owners {
+			if d.memory != nil && !names[uid].Has(name) {
+				d.memory.Release(uid, name)
 			}
 		}
 	}

@@ -20,9 +20,7 @@ import (
 // devices.
 func (a *Allocator) Apply(pod *v1.Pod, container *v1.Container, config *runtimeapi.ContainerConfig) {
 	uid := string(pod.UID)
-	a.mu.Lock()
-	cpuState, memoryState := a.cpuState, a.memoryState
-	a.mu.Unlock()
+	cpuState, memoryState := a.states()
 	if config.Linux == nil {
 		config.Linux = &runtimeapi.LinuxContainerConfig{}
 	}
@@ -63,9 +61,8 @@ func (a *Allocator) PreStart(ctx context.Context, pod *v1.Pod, container *v1.Con
 // ExclusiveCPUs says whether a container of the pod has CPUs to itself; the pod's
 // cgroup is not throttled then.
 func (a *Allocator) ExclusiveCPUs(pod *v1.Pod) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.cpuState.Assigned[string(pod.UID)]) > 0
+	state, _ := a.states()
+	return len(state.Assigned[string(pod.UID)]) > 0
 }
 
 // Health is the allocatedResourcesStatus of the container's status.
@@ -82,11 +79,10 @@ type Container struct {
 
 // Of is what the container has to itself.
 func (a *Allocator) Of(podUID, container string) Container {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	cpuState, memoryState := a.states()
 	return Container{
-		CPUs:    a.cpuState.Assigned[podUID][container],
-		Memory:  a.memoryState.Assigned[podUID][container],
+		CPUs:    cpuState.Assigned[podUID][container],
+		Memory:  memoryState.Assigned[podUID][container],
 		Devices: a.plugins.Of(podUID, container),
 	}
 }

@@ -79,9 +79,7 @@ func (a *Allocator) Sync(ctx context.Context, w World) error {
 	if a.cpus == nil {
 		return nil
 	}
-	a.mu.Lock()
-	state := a.cpuState
-	a.mu.Unlock()
+	state, _ := a.states()
 	var failed []error
 	seen := map[string]bool{}
 	for _, c := range w.Running {
@@ -115,18 +113,19 @@ func (a *Allocator) update(ctx context.Context, id, cpus string) error {
 // takeBack releases what pods had that are gone, and the memory of init
 // containers once a later container of their pod runs.
 func (a *Allocator) takeBack(w World) error {
-	if w.Pods == nil {
+	// A pod that is being admitted now may wait for a plugin; what can be taken
+	// back is taken back by Admit, or the next time.
+	if w.Pods == nil || !a.admitting.TryLock() {
 		return nil
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	defer a.admitting.Unlock()
 	if err := a.keep(w.Pods); err != nil {
 		return err
 	}
 	if a.memory == nil {
 		return nil
 	}
-	d := drafts{memory: a.memory.Draft(a.memoryState)}
+	d := a.draft()
 	for _, pod := range w.Pods {
 		for _, name := range endedInit(pod, w.Running) {
 			d.memory.Release(string(pod.UID), name)

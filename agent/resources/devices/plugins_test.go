@@ -531,6 +531,24 @@ func TestTheCheckpointIsTheKubelets(t *testing.T) {
 	}
 }
 
+// The file and its checksum are the kubelet's.
+func TestACheckpointOfTheKubeletIsRead(t *testing.T) {
+	dir := t.TempDir()
+	content := `{"Data":{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"c","ResourceName":"e/g","DeviceIDs":{"-1":["x"],"1":["y","z"]},"AllocResp":""}],` +
+		`"RegisteredDevices":{"e/g":[],"e/h":["q"]}},"Checksum":3554595957}`
+	if err := os.WriteFile(filepath.Join(dir, "kubelet_internal_checkpoint"), []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := New(Config{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Device{{"e/g", "x", nil}, {"e/g", "y", []int64{1}}, {"e/g", "z", []int64{1}}}
+	if diff := cmp.Diff(want, p.Of("u", "c")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func FuzzCheckpoint(f *testing.F) {
 	f.Add(`{"Data":{"PodDeviceEntries":[{"PodUID":"1","ContainerName":"x","ResourceName":"e/g","DeviceIDs":{"-1":["a"]},"AllocResp":"AAAA"}],"RegisteredDevices":{"e/g":[]}},"Checksum":0}`)
 	f.Add(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null},"Checksum":2}`)
