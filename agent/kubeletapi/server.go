@@ -112,7 +112,10 @@ type Config struct {
 	LogDir     string // /var/log
 	// SyncLoop is the health of what syncs pods; nil error is good.
 	SyncLoop func() error
-	Log      *slog.Logger
+	// MoreChecks are what else makes up /healthz, by name; the kubelet has
+	// "device-plugin" there.
+	MoreChecks map[string]func() error
+	Log        *slog.Logger
 }
 
 // Parts are what the API shows.

@@ -193,12 +193,13 @@ func TestTheHealthPortSaysThatTheProcessLives(t *testing.T) {
 		port = freePort(t)
 		w.config.HealthzPort = port
 		w.config.SyncLoop = func() error { return errors.New("stuck for 3m") }
+		w.config.MoreChecks = map[string]func() error{"device-plugin": func() error { return nil }}
 	})
 	if code, body := get(t, fmt.Sprintf("http://127.0.0.1:%d/healthz", port)); code != 200 || body != "ok" {
 		t.Errorf("%d %q", code, body)
 	}
 	code, body := w.ask("GET", "/healthz")
-	if want := "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\nhealthz check failed\n"; code != 500 || body != want {
+	if want := "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\n[+]device-plugin ok\nhealthz check failed\n"; code != 500 || body != want {
 		t.Errorf("%d %q", code, body)
 	}
 	if code, body := w.ask("GET", "/healthz/syncloop"); code != 500 || body != "internal server error: stuck for 3m\n" {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -95,12 +96,30 @@ func machine(c Config) prometheus.Collector {
 	cores, sockets := topology()
 	memory, swap := memoryOf()
 	return several{
+		version(),
+		constant("machine_scrape_error", "1 if there was an error while getting machine metrics, 0 otherwise.", 0),
 		constant("machine_cpu_cores", "Number of logical CPU cores.", float64(runtime.NumCPU()), labels...),
 		constant("machine_cpu_physical_cores", "Number of physical CPU cores.", float64(cores), labels...),
 		constant("machine_cpu_sockets", "Number of CPU sockets.", float64(sockets), labels...),
 		constant("machine_memory_bytes", "Amount of memory installed on the machine.", memory, labels...),
 		constant("machine_swap_bytes", "Amount of swap memory available on the machine.", swap, labels...),
 	}
+}
+
+// version is cAdvisor's of the host: dashboards read kernel and system from it.
+// There is no cAdvisor, and no docker.
+func version() prometheus.Collector {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // fails only for a bad pointer
+	system := "Linux"
+	data, _ := os.ReadFile("/etc/os-release") // not there in a bare image
+	for line := range bytes.Lines(data) {
+		if name, ok := strings.CutPrefix(string(line), "PRETTY_NAME="); ok {
+			system = strings.Trim(strings.TrimSpace(name), `"`)
+		}
+	}
+	return constant("cadvisor_version_info", "A metric with a constant '1' value labeled by kernel version, OS version, docker version, cadvisor version & cadvisor revision.",
+		1, "kernelVersion", unix.ByteSliceToString(u.Release[:]), "osVersion", system, "dockerVersion", "", "cadvisorVersion", "", "cadvisorRevision", "")
 }
 
 // topology reads physical cores and sockets; a machine that does not tell has

@@ -239,7 +239,7 @@ func TestValuesOfMetrics(t *testing.T) {
 
 func TestAFailingRuntimeShowsInTheScrapeErrors(t *testing.T) {
 	m := newMetrics(t, errors.New("gone"), errors.New("gone"))
-	has(t, scrape(t, m, "/metrics/resource"), "scrape_error 1", "resource_scrape_error 1")
+	has(t, scrape(t, m, "/metrics/resource"), "resource_scrape_error 1")
 	has(t, scrape(t, m, "/metrics/cadvisor"), "container_scrape_error 1")
 	has(t, scrape(t, m, "/metrics"), `kubelet_node_name{node="n1"} 1`)
 }
