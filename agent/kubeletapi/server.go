@@ -86,7 +86,6 @@ type Metrics interface {
 
 // Config of a Server. The names are KubeletConfiguration's where it has one.
 type Config struct {
-	NodeName string
 	// Address and Port of the API; ReadOnlyPort 0 is none. HealthzPort 0 is none.
 	Address            string
 	Port, ReadOnlyPort int
@@ -100,7 +99,6 @@ type Config struct {
 
 	EnableDebuggingHandlers, EnableSystemLogHandler, EnableSystemLogQuery bool
 	EnableProfilingHandler, EnableContentionProfiling                     bool
-	EnableDebugFlagsHandler                                               bool
 
 	// KubeletConfig is what /configz shows: a *v1beta1.KubeletConfiguration with
 	// all defaults. Flags is what /flagz shows, by name.

@@ -45,6 +45,7 @@ type Runtime interface {
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error)
 	ListContainers(context.Context, *runtimeapi.ListContainersRequest, ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error)
 	ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest, ...grpc.CallOption) (*runtimeapi.ListMetricDescriptorsResponse, error)
+	ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxStatsResponse, error)
 	ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxMetricsResponse, error)
 }
 
@@ -73,10 +74,11 @@ type Metrics struct {
 	main, cadvisor, resource, probes, slis *prometheus.Registry
 }
 
-// New makes the registries. Nothing is counted yet.
-func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
+// New makes the registries. events are told by whoever has them, from when
+// they were made.
+func New(events *Events, runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	m := &Metrics{
-		Events: newEvents(), start: time.Now(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
+		Events: events, start: time.Now(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
 		resource: prometheus.NewRegistry(), probes: prometheus.NewRegistry(), slis: prometheus.NewRegistry(),
 	}
 	started := prometheus.NewGauge(prometheus.GaugeOpts{
