@@ -69,6 +69,14 @@ type Hooks interface {
 	Run(ctx context.Context, pod *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error)
 }
 
+// Cluster is what a pod's cluster has beside its own objects.
+type Cluster interface {
+	// Services returns all services, or an error while they are not known.
+	Services() ([]*v1.Service, error)
+	// Handler returns the runtime handler of a RuntimeClass.
+	Handler(runtimeClass string) (string, error)
+}
+
 // Parts are what an Actor works with.
 type Parts struct {
 	Sandboxes  Sandboxes
@@ -78,6 +86,8 @@ type Parts struct {
 	Objects    volume.Objects
 	Cgroups    Cgroups
 	Hooks      Hooks
+	// Cluster is asked for pods of an API server; nil: there is none.
+	Cluster Cluster
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces
