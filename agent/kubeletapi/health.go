@@ -20,7 +20,11 @@ func ping() error { return nil }
 // writer is stuck; Berth's logger writes at once or not at all, so it is good
 // whenever it answers.
 func (s *Server) checks() []check {
-	checks := []check{{"ping", ping}, {"log", ping}, {"syncloop", s.config.SyncLoop}}
+	sync := s.config.SyncLoop
+	if sync == nil {
+		sync = ping
+	}
+	checks := []check{{"ping", ping}, {"log", ping}, {"syncloop", sync}}
 	for _, name := range slices.Sorted(maps.Keys(s.config.MoreChecks)) {
 		checks = append(checks, check{name, s.config.MoreChecks[name]})
 	}

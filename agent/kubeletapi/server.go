@@ -99,6 +99,7 @@ type Config struct {
 
 	EnableDebuggingHandlers, EnableSystemLogHandler, EnableSystemLogQuery bool
 	EnableProfilingHandler, EnableContentionProfiling                     bool
+	EnableDebugFlagsHandler                                               bool
 
 	// KubeletConfig is what /configz shows: a *v1beta1.KubeletConfiguration with
 	// all defaults. Flags is what /flagz shows, by name.
@@ -108,7 +109,8 @@ type Config struct {
 
 	KubeletDir string // has checkpoints
 	LogDir     string // /var/log
-	// SyncLoop is the health of what syncs pods; nil error is good.
+	// SyncLoop is the health of what syncs pods: a nil error is good, and so is
+	// a nil function.
 	SyncLoop func() error
 	// MoreChecks are what else makes up /healthz, by name; the kubelet has
 	// "device-plugin" there.

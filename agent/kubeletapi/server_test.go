@@ -17,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/berth-io/berth/agent/kubeletapi/access"
 )
@@ -222,6 +223,43 @@ func TestLogAndProfilingHandlersCanBeSwitchedOffAlone(t *testing.T) {
 		if code, body := w.ask("GET", path); code != 405 || body != want {
 			t.Errorf("%s: %d %q", path, code, body)
 		}
+	}
+}
+
+func TestTheVerbosityOfLibrariesCanBeSet(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.config.EnableDebugFlagsHandler, w.config.SyncLoop = true, nil })
+	defer func() {
+		var zero klog.Level
+		if err := zero.Set("0"); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, c := range []struct {
+		method, body string
+		code         int
+		answer       string
+	}{
+		{"PUT", "3", 200, "successfully set klog.logging.verbosity to 3"}, {"PUT", "x", 400, `strconv.ParseUint: parsing "x": invalid syntax`}, {"GET", "", 406, "unsupported http method"},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), c.method, w.base+"/debug/flags/v", strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || !strings.HasPrefix(string(body), c.answer) {
+			t.Errorf("%s %s: %s %q %v", c.method, c.body, resp.Status, body, err)
+		}
+	}
+	if !klog.V(3).Enabled() {
+		t.Error("it is not set")
+	}
+	if code, body := w.ask("GET", "/healthz"); code != 200 || body != "ok" {
+		t.Errorf("without a check of the sync loop: %d %q", code, body)
 	}
 }
 

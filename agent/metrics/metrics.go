@@ -51,6 +51,9 @@ type Runtime interface {
 
 // Config of Metrics.
 type Config struct {
+	// Events may have been told of before there are registries to show them, as
+	// by the connection that Runtime stands on; nil: new ones.
+	Events   *Events
 	NodeName string
 	// Version, Commit and BuildDate are those of kubernetes_build_info; Version
 	// as "v1.36.3".
@@ -74,11 +77,13 @@ type Metrics struct {
 	main, cadvisor, resource, probes, slis *prometheus.Registry
 }
 
-// New makes the registries. events are told by whoever has them, from when
-// they were made.
-func New(events *Events, runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
+// New makes the registries.
+func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
+	if c.Events == nil {
+		c.Events = NewEvents()
+	}
 	m := &Metrics{
-		Events: events, start: time.Now(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
+		Events: c.Events, start: time.Now(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
 		resource: prometheus.NewRegistry(), probes: prometheus.NewRegistry(), slis: prometheus.NewRegistry(),
 	}
 	started := prometheus.NewGauge(prometheus.GaugeOpts{

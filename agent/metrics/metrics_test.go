@@ -114,7 +114,7 @@ func (p podSet) Pods() []*v1.Pod { return p }
 func newMetrics(t *testing.T, runtimeErr, statsErr error) *Metrics {
 	static := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"kubernetes.io/config.source": "file"}}}
 	done := &v1.Pod{Status: v1.PodStatus{Phase: v1.PodSucceeded}}
-	return New(NewEvents(), &fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done}, Config{
+	return New(&fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done}, Config{
 		NodeName: "n1", Version: "v1.36.3", Commit: "abc", CgroupVersion: 2, MachineID: "m", SystemUUID: "s", BootID: "b",
 		ClientExpiry: func() time.Time { return time.Now().Add(time.Hour) }, ServerExpiry: func() time.Time { return time.Time{} },
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
