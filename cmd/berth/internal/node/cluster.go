@@ -63,6 +63,10 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 	if err != nil {
 		return nil, err
 	}
+	pressure, err := pressureSettings(k)
+	if err != nil {
+		return nil, err
+	}
 	checks, err := admission(k, info)
 	if err != nil {
 		return nil, err
@@ -83,9 +87,10 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 		Facts: node.Facts{
 			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
 		},
-		Objects: objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
-		API:     api,
-		Admit:   checks,
+		Objects:  objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
+		API:      api,
+		Admit:    checks,
+		Pressure: pressure,
 	}, nil
 }
 
