@@ -69,6 +69,11 @@ type Hooks interface {
 	Run(ctx context.Context, pod *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error)
 }
 
+// Services tells containers of the cluster's services.
+type Services interface {
+	Env(pod *v1.Pod) (map[string]string, error)
+}
+
 // Parts are what an Actor works with.
 type Parts struct {
 	Sandboxes  Sandboxes
@@ -76,6 +81,7 @@ type Parts struct {
 	Images     *images.Puller
 	Volumes    Volumes
 	Objects    volume.Objects
+	Services   Services // nil: there are none
 	Cgroups    Cgroups
 	Hooks      Hooks
 	// Features and UserNamespaces are asked for pods that want them.

@@ -132,6 +132,12 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
 	}
+	var err error
+	if a.Services != nil {
+		if c.ServiceEnv, err = a.Services.Env(pod.Pod); err != nil {
+			return nil, &podspec.ConfigError{Message: err.Error()}
+		}
+	}
 	env, err := podspec.Env(ctx, c, a.config.Node, a.Objects)
 	if err != nil {
 		return nil, err
