@@ -69,9 +69,12 @@ type Hooks interface {
 	Run(ctx context.Context, pod *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error)
 }
 
-// Services tells containers of the cluster's services.
-type Services interface {
-	Env(pod *v1.Pod) (map[string]string, error)
+// Cluster is what a pod's cluster has beside its own objects.
+type Cluster interface {
+	// Services returns all services, or an error while they are not known.
+	Services() ([]*v1.Service, error)
+	// Handler returns the runtime handler of a RuntimeClass.
+	Handler(runtimeClass string) (string, error)
 }
 
 // Parts are what an Actor works with.
@@ -81,9 +84,10 @@ type Parts struct {
 	Images     *images.Puller
 	Volumes    Volumes
 	Objects    volume.Objects
-	Services   Services // nil: there are none
 	Cgroups    Cgroups
 	Hooks      Hooks
+	// Cluster is asked for pods of an API server; nil: there is none.
+	Cluster Cluster
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -117,7 +118,7 @@ type pulled struct {
 
 func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, images pulled, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
-		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs,
+		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs, Target: s.Target,
 		Image: images.own, ImageRef: images.own.GetId(),
 		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
 		UserNamespace: podspec.UserNamespace(sandbox),
@@ -132,11 +133,12 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
 	}
-	var err error
-	if a.Services != nil {
-		if c.ServiceEnv, err = a.Services.Env(pod.Pod); err != nil {
-			return nil, &podspec.ConfigError{Message: err.Error()}
+	if a.Cluster != nil && !manifest.Static(pod.Pod) {
+		services, err := a.Cluster.Services()
+		if err != nil {
+			return nil, err
 		}
+		c.ServiceEnv = podspec.ServiceEnv(pod.Pod, services)
 	}
 	env, err := podspec.Env(ctx, c, a.config.Node, a.Objects)
 	if err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/internal/fakecri"
 	"github.com/berth-io/berth/agent/internal/fakehost"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -109,7 +110,7 @@ func (w *world) restartAgent() {
 
 // want says what all sources together want.
 func (w *world) want(pods ...*v1.Pod) {
-	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, Complete: true, At: time.Now()})
+	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, Complete: true, Local: true, At: time.Now()})
 	synctest.Wait()
 }
 
@@ -173,10 +174,14 @@ func (w *world) leave(name, uid string) {
 	}
 }
 
+// pod is a static pod.
 func pod(name, uid string) *v1.Pod {
 	grace := int64(30)
 	return &v1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(uid)},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: "default", UID: types.UID(uid),
+			Annotations: map[string]string{manifest.AnnotationConfigSource: manifest.SourceFile},
+		},
 		Spec: v1.PodSpec{
 			RestartPolicy: v1.RestartPolicyAlways, TerminationGracePeriodSeconds: &grace, DNSPolicy: v1.DNSDefault,
 			Containers: []v1.Container{{Name: "a", Image: "busybox", ImagePullPolicy: v1.PullIfNotPresent}},

@@ -15,9 +15,10 @@ import (
 )
 
 // Env is the environment that a container's spec asks for; the image's own is
-// the runtime's to add below it. The variables of services come first, then envFrom, in order and with the
-// keys of an object sorted, then env in order; a later value replaces an
-// earlier one, and $(NAME) sees the values set so far. Errors are *ConfigError.
+// the runtime's to add below it. The variables of services come first, then
+// envFrom, in order and with the keys of an object sorted, then env in order; a
+// later value replaces an earlier one, and $(NAME) sees the values set so far.
+// Errors are *ConfigError.
 func Env(ctx context.Context, c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue, error) {
 	e := environment{
 		Container:  c,

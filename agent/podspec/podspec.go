@@ -36,6 +36,7 @@ type Container struct {
 	Container *v1.Container
 	Attempt   uint32            // restart count; also names the log file
 	PodIPs    []string          // the node's IP family first
+	Target    string            // ID of the container whose processes an ephemeral container sees; empty: its own
 	Image     *runtimeapi.Image // as the runtime reports it: its user is what runAsNonRoot is checked against
 	ImageRef  string
 	Mounts    []*runtimeapi.Mount // volumes, made by the caller with VolumeMounts

@@ -1,69 +1,73 @@
 package podspec
 
 import (
+	"cmp"
+	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 )
 
-// Service is what an environment tells of a service.
-type Service struct {
-	Namespace, Name, ClusterIP string
-	Ports                      []v1.ServicePort // name, protocol and port count
-}
-
-// ServiceEnv is the variables that tell a pod's containers of services: those of
-// its namespace, unless it does not want them, and the API server's, which
-// client libraries read (pkg/kubelet, getServiceEnvVarMap and envvars). A service
-// without an address has none.
-func ServiceEnv(pod *v1.Pod, services []Service) map[string]string {
+// ServiceEnv are the variables that tell a pod of services: of all in its
+// namespace if it wants their links, and of the cluster's API server in any
+// case (pkg/kubelet/kubelet_pods.go, getServiceEnvVarMap).
+func ServiceEnv(pod *v1.Pod, services []*v1.Service) map[string]string {
 	links := pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks
-	byName := map[string]*Service{}
-	for i := range services {
-		s := &services[i]
-		switch {
-		case s.ClusterIP == "" || s.ClusterIP == v1.ClusterIPNone || len(s.Ports) == 0:
-		case links && s.Namespace == pod.Namespace:
-			byName[s.Name] = s
-		case s.Namespace == v1.NamespaceDefault && s.Name == "kubernetes" && byName[s.Name] == nil:
-			byName[s.Name] = s
-		}
-	}
 	env := map[string]string{}
-	for _, s := range byName {
-		s.tell(env)
+	services = slices.Clone(services)
+	slices.SortFunc(services, func(a, b *v1.Service) int {
+		// A service of the pod's own namespace comes last, and so prevails.
+		return cmp.Or(
+			cmp.Compare(boolToInt(a.Namespace == pod.Namespace), boolToInt(b.Namespace == pod.Namespace)),
+			strings.Compare(a.Name, b.Name))
+	})
+	for _, s := range services {
+		api := s.Namespace == v1.NamespaceDefault && s.Name == "kubernetes"
+		if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone || len(s.Spec.Ports) == 0 || !api && !(links && s.Namespace == pod.Namespace) {
+			continue
+		}
+		serviceVariables(s, env)
 	}
 	return env
 }
 
-// tell adds the variables of one service: host and ports, and what Docker's
-// links were called.
-func (s *Service) tell(env map[string]string) {
-	name := variable(s.Name)
-	env[name+"_SERVICE_HOST"] = s.ClusterIP
-	env[name+"_SERVICE_PORT"] = port(s.Ports[0])
-	for i, p := range s.Ports {
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// serviceVariables adds the variables of one service: Kubernetes' own and those
+// of Docker's links (pkg/kubelet/envvars/envvars.go).
+func serviceVariables(s *v1.Service, env map[string]string) {
+	prefix := variableName(s.Name)
+	env[prefix+"_SERVICE_HOST"] = s.Spec.ClusterIP
+	env[prefix+"_SERVICE_PORT"] = strconv.Itoa(int(s.Spec.Ports[0].Port))
+	for i, p := range s.Spec.Ports {
+		port := strconv.Itoa(int(p.Port))
 		if p.Name != "" {
-			env[name+"_SERVICE_PORT_"+variable(p.Name)] = port(p)
+			env[prefix+"_SERVICE_PORT_"+variableName(p.Name)] = port
 		}
-		protocol := string(p.Protocol)
-		if protocol == "" {
-			protocol = string(v1.ProtocolTCP)
+		protocol := "TCP"
+		if p.Protocol != "" {
+			protocol = string(p.Protocol)
 		}
-		at := strings.ToLower(protocol) + "://" + net.JoinHostPort(s.ClusterIP, port(p))
+		url := fmt.Sprintf("%s://%s", strings.ToLower(protocol), net.JoinHostPort(s.Spec.ClusterIP, port))
 		if i == 0 {
-			env[name+"_PORT"] = at
+			env[prefix+"_PORT"] = url
 		}
-		link := name + "_PORT_" + port(p) + "_" + strings.ToUpper(protocol)
-		env[link] = at
+		link := fmt.Sprintf("%s_PORT_%s_%s", prefix, port, strings.ToUpper(protocol))
+		env[link] = url
 		env[link+"_PROTO"] = strings.ToLower(protocol)
-		env[link+"_PORT"] = port(p)
-		env[link+"_ADDR"] = s.ClusterIP
+		env[link+"_PORT"] = port
+		env[link+"_ADDR"] = s.Spec.ClusterIP
 	}
 }
 
-func variable(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
-
-func port(p v1.ServicePort) string { return strconv.Itoa(int(p.Port)) }
+func variableName(name string) string {
+	return strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}

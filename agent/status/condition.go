@@ -22,6 +22,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		containersReady(in, s),
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
 	}
+	own = append(own, in.Disruption...)
 	for i := range own {
 		c := &own[i]
 		c.ObservedGeneration = in.Pod.Generation
@@ -36,6 +37,41 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	return own
+}
+
+// own are the conditions that a node says of its pods. Others belong to
+// whoever set them.
+var own = []v1.PodConditionType{
+	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
+	v1.PodResizePending, v1.PodResizeInProgress,
+}
+
+// Adopt returns the node's status with what others have written into the API
+// server's: their conditions, and fields that no node writes.
+func Adopt(node, api v1.PodStatus) v1.PodStatus {
+	out := node
+	out.Conditions = nil
+	for _, c := range node.Conditions {
+		if slices.Contains(own, c.Type) {
+			out.Conditions = append(out.Conditions, c)
+		}
+	}
+	for _, c := range api.Conditions {
+		if find(out.Conditions, c.Type) == nil {
+			out.Conditions = append(out.Conditions, c)
+		}
+	}
+	// A node may be the one that disrupts the pod: then nobody else has said it.
+	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
+		out.Conditions = append(out.Conditions, *c)
+	}
+	if !terminal(node.Phase) && terminal(api.Phase) {
+		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message
+	}
+	out.NominatedNodeName = api.NominatedNodeName
+	out.ResourceClaimStatuses = api.ResourceClaimStatuses
+	out.ExtendedResourceClaimStatus = api.ExtendedResourceClaimStatus
+	return out
 }
 
 func initialized(in Input, s *v1.PodStatus) v1.PodCondition {

@@ -10,7 +10,7 @@ import (
 // podPhase derives the API's phase from the container statuses. A phase that
 // was terminal stays: a pod that had its run does not come back to life.
 func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
-	if p := in.Previous.Phase; p == v1.PodSucceeded || p == v1.PodFailed {
+	if p := in.Previous.Phase; terminal(p) {
 		return p
 	}
 	if in.Failed != nil && in.Phase >= phase.Terminated {
@@ -65,6 +65,8 @@ func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
 	}
 	return v1.PodRunning // OnFailure, and one failed: it is on its way back
 }
+
+func terminal(p v1.PodPhase) bool { return p == v1.PodSucceeded || p == v1.PodFailed }
 
 // initPhase decides while init containers are at work.
 func initPhase(in Input, s *v1.PodStatus) (v1.PodPhase, bool) {

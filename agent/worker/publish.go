@@ -37,7 +37,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		in.Problem = &f.Waiting
 	}
 	if stop != nil {
-		in.Failed = stop.Failed
+		in.Failed, in.Disruption = stop.Failed, stop.Conditions
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {
@@ -55,12 +55,17 @@ func (w *Worker) publish(obs *observed.Pod) {
 		now := time.Now()
 		w.steps.Span(timeline.Ready, "", now, now)
 	}
-	if w.config.Changed != nil {
-		w.config.Changed(&pod)
-	}
+	w.report(&pod)
 	// How a pod ended must not be lost with the host, unless nobody asks any more.
 	ended := next.Phase != previous.Status.Phase && terminal(next.Phase)
 	w.checkpoint(ended && !w.Forgotten())
+}
+
+// report tells the world what became of the pod.
+func (w *Worker) report(pod *v1.Pod) {
+	if w.config.Report != nil {
+		w.config.Report(Report{Pod: pod, Settled: w.state.released})
+	}
 }
 
 // waitingNow is the plan's word on containers that do not run.
@@ -117,8 +122,11 @@ func (w *Worker) terminationMessage(c *observed.Container) string {
 }
 
 func (w *Worker) fallsBackToLogs(container string) bool {
+	const fallBack = v1.TerminationMessageFallbackToLogsOnError
 	return slices.ContainsFunc(slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers), func(c v1.Container) bool {
-		return c.Name == container && c.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
+	}) || slices.ContainsFunc(w.pod.Spec.EphemeralContainers, func(c v1.EphemeralContainer) bool {
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/status"
 )
 
 // step looks once, decides once and does the first thing decided. It tells
@@ -42,10 +44,18 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	return acted, wake
 }
 
-// takeMail reads what others have asked for.
+// takeMail reads what others have asked for, and makes the pod what its source
+// says of it.
 func (w *Worker) takeMail() mail {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.news != nil {
+		pod := *w.news
+		pod.Status = status.Adopt(w.pod.Status, w.news.Status)
+		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
+		w.pod, w.news = &pod, nil
+		w.state.dirty = true
+	}
 	return mail{stop: w.stop, forgotten: w.forgotten}
 }
 
@@ -314,6 +324,9 @@ func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 }
 
 func graceOf(pod *v1.Pod) int64 {
+	if s := pod.DeletionGracePeriodSeconds; pod.DeletionTimestamp != nil && s != nil {
+		return *s
+	}
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
 		return *s
 	}
