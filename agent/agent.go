@@ -155,7 +155,7 @@ func New(c Config) (*Agent, error) {
 	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
-		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
+		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{}),
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
