@@ -31,13 +31,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/hook"
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/manifest"
+	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -91,7 +95,8 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
-	cluster    *cluster // nil: there is none
+	cluster    *cluster         // nil: there is none
+	metrics    *metrics.Metrics // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
 
@@ -108,6 +113,7 @@ func New(c Config) (*Agent, error) {
 	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
+		grpc.WithUnaryInterceptor(a.count),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
@@ -132,13 +138,13 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, objects.Local{Manifests: a.source}); err != nil {
 		return nil, err
 	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
-		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
+		Volumes: a.volumes, Objects: objects.Local{Manifests: a.source}, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}
@@ -151,6 +157,14 @@ func New(c Config) (*Agent, error) {
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
 	})
 	return a, nil
+}
+
+// count counts the requests to the runtime.
+func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if a.metrics == nil {
+		return call(ctx, method, req, reply, cc, opts...)
+	}
+	return a.metrics.Interceptor()(ctx, method, req, reply, cc, call, opts...)
 }
 
 // manifestOptions are what the node adds to manifests.
@@ -188,6 +202,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Admit:        a.admit(),
 		Ended:        a.ended(),
 		Log:          a.config.Log,
 	})
@@ -195,6 +210,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
 	})
+	var kubelet *kubeletapi.Server
+	if a.cluster != nil {
+		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
 	group.Go(func() error { return a.observed.Run(ctx) })
@@ -203,6 +224,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return server.Run(ctx) })
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
+		group.Go(func() error { return kubelet.Run(ctx) })
 	}
 	group.Go(func() error {
 		select {
@@ -224,6 +246,14 @@ func (a *Agent) reporter() func(worker.Report) {
 		return nil
 	}
 	return a.cluster.report.Report
+}
+
+// admit decides about new pods; nil: all of them may start.
+func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.cluster.admit
 }
 
 // ended is who is told of pods of which nothing is left; nil: nobody.

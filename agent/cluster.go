@@ -12,17 +12,23 @@ import (
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/kubernetes"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
+	"github.com/berth-io/berth/agent/kubeletapi"
+	"github.com/berth-io/berth/agent/kubeletapi/access"
+	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/mirror"
 	"github.com/berth-io/berth/agent/node"
 	"github.com/berth-io/berth/agent/podreport"
 	"github.com/berth-io/berth/agent/podsource"
+	"github.com/berth-io/berth/agent/stats"
 )
 
 // Cluster is how the agent belongs to a cluster.
@@ -38,6 +44,19 @@ type Cluster struct {
 	Facts node.Facts
 	// MaxImages are named in the node's status, all for -1 (nodeStatusMaxImages).
 	MaxImages int
+	// API is the kubelet's, on port 10250.
+	API API
+	// Admit checks new pods.
+	Admit *admit.Checker
+}
+
+// API is how the kubelet's API is served. What the parts show is filled in.
+type API struct {
+	Server  kubeletapi.Config
+	Authn   access.AuthnConfig
+	Authz   access.AuthzConfig
+	Stats   stats.Config
+	Metrics metrics.Config
 }
 
 // cluster is the agent's side towards the API server.
@@ -102,11 +121,57 @@ func (k *cluster) run(ctx context.Context) error {
 	defer sink.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
-		k.pods.Run, k.node.Run, k.services.Run, k.classes.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+		k.follow, k.node.Run, k.services.Run, k.classes.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
 	} {
 		group.Go(func() error { return part(ctx) })
 	}
 	return group.Wait()
+}
+
+// follow watches the node's pods once the node itself and the services are
+// known: before that no pod could be admitted, and no container started.
+func (k *cluster) follow(ctx context.Context) error {
+	for _, known := range []<-chan struct{}{k.node.Synced(), k.services.Synced(), k.classes.Synced()} {
+		select {
+		case <-known:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return k.pods.Run(ctx)
+}
+
+// kubeletAPI puts the kubelet's API together.
+func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *metrics.Metrics, error) {
+	c := k.config.API
+	c.Server.Log, c.Stats.Log, c.Metrics.Log = k.log, k.log, k.log
+	authn, err := access.NewAuthenticator(c.Authn)
+	if err != nil {
+		return nil, nil, err
+	}
+	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
+	counted := metrics.New(k.runtime, measure, pods, c.Metrics)
+	counted.ObserveClients()
+	return kubeletapi.New(kubeletapi.Parts{
+		Pods: pods, Runtime: k.runtime, Stats: measure, Metrics: counted, Authn: authn, Authz: access.NewAuthorizer(c.Authz),
+	}, c.Server), counted, nil
+}
+
+// admit decides about a new pod.
+func (k *cluster) admit(pod *v1.Pod, others []*v1.Pod) admit.Decision {
+	return k.config.Admit.Check(admit.Input{Pod: pod, Others: others, Node: k.current()})
+}
+
+// current is the node as last seen, with the allocatable resources of now. One
+// that is not registered yet is what it will register as.
+func (k *cluster) current() *v1.Node {
+	object, ok := k.node.Get("", k.nodeName)
+	if !ok {
+		object = &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.nodeName, Labels: k.config.Node.Labels}}
+	}
+	n := *object
+	n.Status.Capacity, n.Status.Allocatable = k.config.Facts.Capacity, k.config.Facts.Allocatable
+	return &n
 }
 
 func (k *cluster) tellNode() {

@@ -40,6 +40,9 @@ type StartContainer struct {
 	Container *v1.Container
 	Init      bool
 	Attempt   uint32
+	// Target is the ID of the container whose processes an ephemeral container
+	// sees; empty: it sees its own.
+	Target string
 	// Backoff is the restart delay now in force; it is recorded with the
 	// container, so that the next restart can double it.
 	Backoff time.Duration
@@ -96,7 +99,9 @@ func (d *Decision) wait(container string, w Waiting, until time.Time) {
 		d.Waiting = map[string]Waiting{}
 	}
 	d.Waiting[container] = w
-	d.wakeAt(until)
+	if !until.IsZero() {
+		d.wakeAt(until)
+	}
 }
 
 func (d *Decision) wakeAt(t time.Time) {

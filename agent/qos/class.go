@@ -115,9 +115,10 @@ func OOMScoreAdj(pod *v1.Pod, container *v1.Container, memoryCapacity int64) int
 }
 
 func isNodeCritical(pod *v1.Pod) bool {
-	if pod.Spec.PriorityClassName != systemNodeCritical {
-		return false
-	}
+	return pod.Spec.PriorityClassName == systemNodeCritical && isCritical(pod)
+}
+
+func isCritical(pod *v1.Pod) bool {
 	source, hasSource := pod.Annotations[configSourceAnnotation]
 	_, mirror := pod.Annotations[configMirrorAnnotation]
 	return mirror || (hasSource && source != apiServerSource) ||

@@ -86,3 +86,27 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestNamesOfReservedCgroups(t *testing.T) {
+	for _, test := range []struct {
+		driver Driver
+		name   string
+		want   string
+	}{
+		{Cgroupfs, "/system.slice", "/system.slice"},
+		{Cgroupfs, "kube/node_a", "/kube/node_a"},
+		{Systemd, "/system.slice", "/system.slice"},
+		{Systemd, "kube-node.slice", "/kube.slice/kube-node.slice"},
+		{Systemd, "/kube.slice/kube-node.slice", "/kube.slice/kube-node.slice"},
+	} {
+		n, err := parseExisting(test.driver, test.name)
+		if err != nil || n.path(test.driver) != test.want {
+			t.Errorf("%s %s: got %s, %v, want %s", test.driver, test.name, n.path(test.driver), err, test.want)
+		}
+	}
+	for _, name := range []string{"", "/", "a/../b", "a//b"} {
+		if n, err := parseExisting(Cgroupfs, name); err == nil {
+			t.Errorf("%q was taken for %v", name, n)
+		}
+	}
+}

@@ -48,7 +48,7 @@ func (t *Tree) removeNode(ctx context.Context, n node, places []string) error {
 	if t.config.Driver == Systemd {
 		// systemd forgets the slice and removes its cgroup; what it does not know
 		// of is removed below.
-		m, err := t.manager(n, settings{})
+		m, err := t.manager(n, Settings{})
 		if err != nil {
 			return err
 		}

@@ -22,11 +22,26 @@ type Config struct {
 	// is confined.
 	Root   string
 	Driver Driver
-	// CPUs and MemoryBytes are what all pods together may use; zero leaves
-	// kubepods without that setting. MemoryBytes is also the node's memory that
-	// oom_score_adj is reckoned from.
+	// CPUs and MemoryBytes are the node's. All pods together may use that much
+	// unless Allocatable says less; zero leaves kubepods without that setting.
+	// oom_score_adj is reckoned from MemoryBytes, too.
 	CPUs        int
 	MemoryBytes int64
+	SwapBytes   int64
+	// Allocatable, where not nil, is what all pods together may use: cpu, memory,
+	// pid and hugepages-*. It is the node's capacity without what is reserved,
+	// with "pods" in enforceNodeAllocatable, and the capacity otherwise.
+	Allocatable v1.ResourceList
+	// PodPIDs limits the processes of each pod (podPidsLimit); zero or less does
+	// not.
+	PodPIDs int64
+	// NoClasses is cgroupsPerQOS: false. Pods then have no cgroups of their own;
+	// their containers hang below Root.
+	NoClasses   bool
+	Enforcement Enforcement
+	// ExclusiveCPUs says whether a pod has CPUs to itself and is not throttled;
+	// nil means that none has. It is asked whenever a pod's cgroup is set.
+	ExclusiveCPUs func(*v1.Pod) bool
 }
 
 // Tree makes, sets and removes the cgroups of pods and their classes. Its
@@ -35,6 +50,7 @@ type Tree struct {
 	config Config
 	host   hierarchies
 	info   NodeInfo
+	root   node
 	pods   node // ROOT/kubepods
 }
 
@@ -54,8 +70,8 @@ func NewTree(config Config) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tree{config: config, host: host, pods: root.child(podsLevel)}
-	t.info = NodeInfo{MemoryBytes: config.MemoryBytes, CgroupV2: host.unified}
+	t := &Tree{config: config, host: host, root: root, pods: root.child(podsLevel)}
+	t.info = NodeInfo{Enforcement: config.Enforcement, MemoryBytes: config.MemoryBytes, SwapBytes: config.SwapBytes, CgroupV2: host.unified}
 	if t.info.SwapLimits, err = host.limitsSwap(); err != nil {
 		return nil, err
 	}
@@ -71,43 +87,93 @@ func (t *Tree) Node() NodeInfo { return t.info }
 // Ensure makes kubepods and its classes, with their controllers enabled, and
 // sets what does not depend on pods. It may be repeated.
 func (t *Tree) Ensure() error {
-	all := settings{memory: t.config.MemoryBytes}
+	if t.config.NoClasses {
+		return nil
+	}
+	all := Settings{MemoryBytes: t.config.MemoryBytes}
 	if t.config.CPUs > 0 {
-		all.shares = milliToShares(int64(t.config.CPUs) * milliPerCPU)
+		all.CPUShares = milliToShares(int64(t.config.CPUs) * milliPerCPU)
+	}
+	if t.config.Allocatable != nil {
+		all = allocatableSettings(t.config.Allocatable)
 	}
 	if err := t.ensure(t.pods, all); err != nil {
 		return err
 	}
 	// The shares of the burstable level are left as they are: they follow from
-	// the pods, which RefreshClasses is told.
-	if err := t.ensure(classNode(t.pods, v1.PodQOSBurstable), settings{}); err != nil {
+	// the pods, which RefreshClasses is told. Huge pages are limited above and
+	// below the classes.
+	unbounded := map[string]uint64{}
+	for _, size := range t.info.HugePageSizes {
+		unbounded[size] = 1 << 62
+	}
+	if err := t.ensure(classNode(t.pods, v1.PodQOSBurstable), Settings{HugePages: unbounded}); err != nil {
 		return err
 	}
-	return t.ensure(classNode(t.pods, v1.PodQOSBestEffort), settings{shares: minShares})
+	return t.ensure(classNode(t.pods, v1.PodQOSBestEffort), Settings{CPUShares: minShares, HugePages: unbounded})
 }
 
-// EnsurePod makes the pod's cgroup and writes its settings, which is the
+// EnsurePod makes the pod's cgroup and writes its Settings, which is the
 // pod's cgroup_parent for the runtime: the absolute path below each hierarchy's
 // mount point. Ensure must have succeeded before. It may be repeated.
 func (t *Tree) EnsurePod(pod *v1.Pod) (cgroupParent string, err error) {
-	if err := checkLevel(string(pod.UID)); err != nil {
-		return "", fmt.Errorf("pod UID: %w", err)
+	n, err := t.podNode(pod)
+	if err != nil || t.config.NoClasses {
+		return n.path(t.config.Driver), err
 	}
-	n := classNode(t.pods, Class(pod)).child(podPrefix + string(pod.UID))
-	if err := t.ensure(n, podSettings(pod)); err != nil {
+	if err := t.ensure(n, t.PodSettings(pod)); err != nil {
 		return "", err
 	}
 	return n.path(t.config.Driver), nil
 }
 
-// RefreshClasses weighs the burstable level by what its pods request. Pods are
-// all pods that have a cgroup or are about to get one.
-func (t *Tree) RefreshClasses(pods []*v1.Pod) error {
-	n := classNode(t.pods, v1.PodQOSBurstable)
-	return t.set(n, settings{shares: burstableShares(pods)})
+// PodSettings are what EnsurePod sets the pod's cgroup to.
+func (t *Tree) PodSettings(pod *v1.Pod) Settings {
+	s := PodSettings(pod, t.config.ExclusiveCPUs != nil && t.config.ExclusiveCPUs(pod), t.info)
+	if t.config.PodPIDs > 0 {
+		s.PIDs = t.config.PodPIDs
+	}
+	return s
 }
 
-func (t *Tree) ensure(n node, s settings) error {
+// SetPod sets the cgroup of a pod that runs, at once: for a resize, which grows
+// the pod before its containers and shrinks it after them. A setting that is
+// zero stays as it is. The pod's class cannot change.
+func (t *Tree) SetPod(pod *v1.Pod, s Settings) error {
+	n, err := t.podNode(pod)
+	if err != nil || t.config.NoClasses {
+		return err
+	}
+	return t.set(n, s)
+}
+
+func (t *Tree) podNode(pod *v1.Pod) (node, error) {
+	if t.config.NoClasses {
+		return t.root, nil
+	}
+	if err := checkLevel(string(pod.UID)); err != nil {
+		return nil, fmt.Errorf("pod UID: %w", err)
+	}
+	return classNode(t.pods, Class(pod)).child(podPrefix + string(pod.UID)), nil
+}
+
+// RefreshClasses weighs the burstable level by what its pods request, and
+// protects the memory that pods request where that is asked for. Pods are all
+// pods that have a cgroup or are about to get one.
+func (t *Tree) RefreshClasses(pods []*v1.Pod) error {
+	if t.config.NoClasses {
+		return nil
+	}
+	c := classSettings(pods, t.info)
+	if c.kubepods.Unified != nil {
+		if err := t.set(t.pods, c.kubepods); err != nil {
+			return err
+		}
+	}
+	return t.set(classNode(t.pods, v1.PodQOSBurstable), c.burstable)
+}
+
+func (t *Tree) ensure(n node, s Settings) error {
 	m, err := t.manager(n, s)
 	if err != nil {
 		return err
@@ -119,7 +185,7 @@ func (t *Tree) ensure(n node, s settings) error {
 	return t.set(n, s)
 }
 
-func (t *Tree) set(n node, s settings) error {
+func (t *Tree) set(n node, s Settings) error {
 	m, err := t.manager(n, s)
 	if err != nil {
 		return err
@@ -131,7 +197,7 @@ func (t *Tree) set(n node, s settings) error {
 }
 
 // manager is cheap: paths are given, so it looks nothing up.
-func (t *Tree) manager(n node, s settings) (cgroups.Manager, error) {
+func (t *Tree) manager(n node, s Settings) (cgroups.Manager, error) {
 	cgroupPath := n.path(t.config.Driver)
 	cg := &cgroups.Cgroup{Resources: t.resources(s)}
 	if t.config.Driver == Cgroupfs {
@@ -152,15 +218,23 @@ func (t *Tree) manager(n node, s settings) (cgroups.Manager, error) {
 	return systemd.NewLegacyManager(cg, t.host.dirs(cgroupPath))
 }
 
-func (t *Tree) resources(s settings) *cgroups.Resources {
-	r := &cgroups.Resources{Memory: s.memory, SkipDevices: true, SkipFreezeOnSet: true}
-	if s.quota != 0 {
-		r.CpuQuota, r.CpuPeriod = s.quota, quotaPeriod
+func (t *Tree) resources(s Settings) *cgroups.Resources {
+	r := &cgroups.Resources{Memory: s.MemoryBytes, SkipDevices: true, SkipFreezeOnSet: true}
+	if s.CPUQuota != 0 {
+		r.CpuQuota, r.CpuPeriod = s.CPUQuota, uint64(s.CPUPeriod)
+	}
+	if s.PIDs != 0 {
+		r.PidsLimit = &s.PIDs
+	}
+	if s.HugePages != nil {
+		for _, size := range t.info.HugePageSizes {
+			r.HugetlbLimit = append(r.HugetlbLimit, &cgroups.HugepageLimit{Pagesize: size, Limit: s.HugePages[size]})
+		}
 	}
 	if t.host.unified {
-		r.CpuWeight = sharesToWeight(s.shares)
+		r.CpuWeight, r.Unified = sharesToWeight(s.CPUShares), s.Unified
 	} else {
-		r.CpuShares = s.shares
+		r.CpuShares = s.CPUShares
 	}
 	return r
 }
@@ -190,6 +264,9 @@ func (t *Tree) Pods() ([]string, error) {
 
 func (t *Tree) podParents() []node {
 	var parents []node
+	if t.config.NoClasses {
+		return nil
+	}
 	for _, class := range []v1.PodQOSClass{v1.PodQOSGuaranteed, v1.PodQOSBurstable, v1.PodQOSBestEffort} {
 		parents = append(parents, classNode(t.pods, class))
 	}

@@ -147,6 +147,112 @@ func TestBurstableLevelFollowsItsPods(t *testing.T) {
 	})
 }
 
+func TestARunningPodsCgroupIsResizedInPlace(t *testing.T) {
+	testTree(t, func(t *testing.T, tree *Tree) {
+		limits := list("cpu", "1", "memory", "64Mi")
+		pod := withUID(podOf(container(limits, limits)), "r-1")
+		if _, err := tree.EnsurePod(pod); err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range []struct{ cpu, memory, shares, weight, quota, bytes string }{
+			{"2", "128Mi", "2048", "79", "200000", "134217728"},
+			{"500m", "32Mi", "512", "20", "50000", "33554432"},
+		} {
+			limits := list("cpu", size.cpu, "memory", size.memory)
+			resized := withUID(podOf(container(limits, limits)), "r-1")
+			if err := tree.SetPod(resized, tree.PodSettings(resized)); err != nil {
+				t.Fatal(err)
+			}
+			n := tree.pods.child("podr-1")
+			for _, check := range []struct{ got, want string }{
+				{value(t, tree, n, "cpu", "cpu.shares", "cpu.weight"), pick(tree, size.shares, size.weight)},
+				{value(t, tree, n, "cpu", "cpu.cfs_quota_us", "cpu.max"), pick(tree, size.quota, size.quota+" 100000")},
+				{value(t, tree, n, "memory", "memory.limit_in_bytes", "memory.max"), size.bytes},
+			} {
+				if check.got != check.want {
+					t.Errorf("%s: got %s, want %s", size.cpu, check.got, check.want)
+				}
+			}
+		}
+		if err := tree.RemovePod(context.Background(), "r-1"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestNodeAllocatableIsEnforcedOnKubepodsAndReservedCgroups(t *testing.T) {
+	testTree(t, func(t *testing.T, tree *Tree) {
+		config := tree.config
+		config.Allocatable = list("cpu", "1500m", "memory", "1Gi", "pid", "1000")
+		config.PodPIDs = 100
+		tree, err := NewTree(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tree.Ensure(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tree.EnsurePod(withUID(podOf(container(nil, nil)), "p-1")); err != nil {
+			t.Fatal(err)
+		}
+		pod := classNode(tree.pods, v1.PodQOSBestEffort).child("podp-1")
+		// The pod's cgroup stands in for one that the node's administrator made.
+		reserved := pod.path(tree.config.Driver)
+		if err := tree.Reserve(reserved, list("cpu", "500m", "memory", "256Mi"), true); err != nil {
+			t.Fatal(err)
+		}
+		if got := value(t, tree, pod, "memory", "memory.limit_in_bytes", "memory.max"); got == "268435456" {
+			t.Error("the memory of a reserved cgroup was limited where only its CPUs were to be weighed")
+		}
+		if err := tree.Reserve(reserved, list("cpu", "500m", "memory", "256Mi"), false); err != nil {
+			t.Fatal(err)
+		}
+		for _, check := range []struct{ got, want string }{
+			{value(t, tree, tree.pods, "cpu", "cpu.shares", "cpu.weight"), pick(tree, "1536", "59")},
+			{value(t, tree, tree.pods, "memory", "memory.limit_in_bytes", "memory.max"), "1073741824"},
+			{value(t, tree, tree.pods, "pids", "pids.max", "pids.max"), "1000"},
+			{value(t, tree, pod, "pids", "pids.max", "pids.max"), "100"},
+			{value(t, tree, pod, "cpu", "cpu.shares", "cpu.weight"), pick(tree, "512", "20")},
+			{value(t, tree, pod, "memory", "memory.limit_in_bytes", "memory.max"), "268435456"},
+		} {
+			if check.got != check.want {
+				t.Errorf("got %s, want %s", check.got, check.want)
+			}
+		}
+		if err := tree.Reserve("/no-such-cgroup", list("cpu", "1"), false); err == nil || !strings.Contains(err.Error(), "has some missing paths") {
+			t.Errorf("a cgroup that does not exist: %v", err)
+		}
+		if err := tree.RemovePod(context.Background(), "p-1"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWithoutClassesNoCgroupIsMade(t *testing.T) {
+	tree, err := NewTree(Config{Root: "/berth-test-none", Driver: Cgroupfs, NoClasses: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Ensure(); err != nil {
+		t.Fatal(err)
+	}
+	parent, err := tree.EnsurePod(withUID(podOf(container(nil, nil)), "n-1"))
+	if err != nil || parent != "/berth-test-none" {
+		t.Errorf("got %s, %v", parent, err)
+	}
+	if err := tree.RefreshClasses(nil); err != nil {
+		t.Error(err)
+	}
+	if uids, err := tree.Pods(); err != nil || len(uids) != 0 {
+		t.Errorf("pods: %v, %v", uids, err)
+	}
+	for _, dir := range tree.host.places("/berth-test-none") {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s was made", dir)
+		}
+	}
+}
+
 func TestPodsAreListedFromTheCgroupsAlone(t *testing.T) {
 	testTree(t, func(t *testing.T, tree *Tree) {
 		limits := list("cpu", "1", "memory", "64Mi")

@@ -22,6 +22,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		containersReady(in, s),
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
 	}
+	own = append(own, in.Disruption...)
 	for i := range own {
 		c := &own[i]
 		c.ObservedGeneration = in.Pod.Generation
@@ -59,6 +60,10 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 		if find(out.Conditions, c.Type) == nil {
 			out.Conditions = append(out.Conditions, c)
 		}
+	}
+	// A node may be the one that disrupts the pod: then nobody else has said it.
+	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
+		out.Conditions = append(out.Conditions, *c)
 	}
 	if !terminal(node.Phase) && terminal(api.Phase) {
 		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message

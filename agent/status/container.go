@@ -43,6 +43,14 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	return s
 }
 
+// ephemeral is an ephemeral container's status. It is never ready, and the
+// kubelet says nothing of whether it has started.
+func ephemeral(in Input, spec *v1.EphemeralContainer) v1.ContainerStatus {
+	s := container(in, (*v1.Container)(&spec.EphemeralContainerCommon), false)
+	s.Ready, s.Started = false, nil
+	return s
+}
+
 // state tells running, terminated or waiting. A container that has ended and
 // is going to be started again, but not yet, is waiting.
 func state(in Input, cur *observed.Container, init bool, s *v1.ContainerStatus) {

@@ -35,6 +35,8 @@ type Input struct {
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
 	// ...); nil: it is not.
 	Failed *plan.Waiting
+	// Disruption are the conditions that go with Failed.
+	Disruption []v1.PodCondition
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	HostIPs             []string
@@ -68,6 +70,9 @@ func Of(in Input) v1.PodStatus {
 	}
 	for i := range in.Pod.Spec.Containers {
 		s.ContainerStatuses = append(s.ContainerStatuses, container(in, &in.Pod.Spec.Containers[i], false))
+	}
+	for i := range in.Pod.Spec.EphemeralContainers {
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, ephemeral(in, &in.Pod.Spec.EphemeralContainers[i]))
 	}
 	s.Phase = podPhase(in, &s)
 	s.Conditions = conditions(in, &s)
@@ -105,7 +110,9 @@ func addresses(in Input, s *v1.PodStatus) {
 
 // previousContainer finds a container in the last status.
 func previousContainer(in Input, name string) *v1.ContainerStatus {
-	for _, list := range [][]v1.ContainerStatus{in.Previous.InitContainerStatuses, in.Previous.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{
+		in.Previous.InitContainerStatuses, in.Previous.ContainerStatuses, in.Previous.EphemeralContainerStatuses,
+	} {
 		if i := slices.IndexFunc(list, func(c v1.ContainerStatus) bool { return c.Name == name }); i >= 0 {
 			return &list[i]
 		}

@@ -37,7 +37,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		in.Problem = &f.Waiting
 	}
 	if stop != nil {
-		in.Failed = stop.Failed
+		in.Failed, in.Disruption = stop.Failed, stop.Conditions
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {
@@ -122,8 +122,11 @@ func (w *Worker) terminationMessage(c *observed.Container) string {
 }
 
 func (w *Worker) fallsBackToLogs(container string) bool {
+	const fallBack = v1.TerminationMessageFallbackToLogsOnError
 	return slices.ContainsFunc(slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers), func(c v1.Container) bool {
-		return c.Name == container && c.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
+	}) || slices.ContainsFunc(w.pod.Spec.EphemeralContainers, func(c v1.EphemeralContainer) bool {
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
 	})
 }
 
