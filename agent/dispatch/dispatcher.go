@@ -59,9 +59,11 @@ type Config struct {
 	// Admit decides whether a new pod may start beside the others, which were
 	// admitted and have not ended; nil: every pod may.
 	Admit func(pod *v1.Pod, others []*v1.Pod) admit.Decision
-	// Ended is called with a pod of which nothing is left; nil: nobody wants to know.
-	Ended func(pod *v1.Pod)
-	Log   *slog.Logger
+	// Begun is called with each pod before it gets a worker, and when its source
+	// says something else of it; Ended with one of which nothing is left. nil:
+	// nobody wants to know.
+	Begun, Ended func(pod *v1.Pod)
+	Log          *slog.Logger
 }
 
 // Dispatcher owns the workers.
@@ -78,6 +80,7 @@ type Dispatcher struct {
 	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
 	held      map[string]waiting        // by UID: admitted once those have ended that make room for it
 	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
+	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
@@ -173,9 +176,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, w := range d.restore() {
+		d.begun(w.Pod())
 		start(w)
 	}
-	adopted := false
 	inControl := sync.OnceFunc(func() { close(d.inHand) })
 	for {
 		select {
@@ -185,15 +188,17 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.apply(want) {
 				start(w)
 			}
-			if want.Complete && !adopted {
+			if want.Complete && !d.Complete() {
 				d.adopt(d.leftBehind(), start)
-				adopted = true
+				d.mu.Lock()
+				d.adopted = true
+				d.mu.Unlock()
 			}
 			if want.Local {
 				inControl()
 			}
 		case <-d.strange:
-			if adopted {
+			if d.Complete() {
 				d.adopt(d.strayed(), start)
 			}
 		case <-d.settled:
@@ -283,7 +288,25 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 func (d *Dispatcher) update(w *worker.Worker, pod *v1.Pod) {
 	if uid := string(pod.UID); !manifest.Static(pod) && d.told[uid] != pod {
 		d.told[uid] = pod
+		d.begun(pod)
 		w.Update(pod)
+	}
+}
+
+func (d *Dispatcher) begun(pod *v1.Pod) {
+	if d.config.Begun != nil {
+		d.config.Begun(pod)
+	}
+}
+
+// ObjectsChanged tells a pod's worker that what its volumes are made from has
+// changed.
+func (d *Dispatcher) ObjectsChanged(uid types.UID) {
+	d.mu.Lock()
+	w := d.workers[string(uid)]
+	d.mu.Unlock()
+	if w != nil {
+		w.ObjectsChanged()
 	}
 }
 
