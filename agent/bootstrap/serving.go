@@ -79,13 +79,22 @@ func (s *signedServing) manager(ctx context.Context) (certificate.Manager, error
 		ClientsetFn: func(*tls.Certificate) (kubernetes.Interface, error) {
 			return kubernetes.NewForConfig(s.identity.Client())
 		},
-		GetTemplate:             func() *x509.CertificateRequest { return servingRequest(c.NodeName, c.Addresses()) },
+		GetTemplate:             s.request,
 		SignerName:              certificatesv1.KubeletServingSignerName,
 		GetUsages:               certificate.DefaultKubeletServingGetUsages,
 		CertificateStore:        store,
 		CertificateRotation:     c.ServerRotation,
 		CertificateRenewFailure: c.ServerFailures,
 	})
+}
+
+// request is nil while the node has no client certificate to ask with: asking
+// as nobody would only make the next attempt come later.
+func (s *signedServing) request() *x509.CertificateRequest {
+	if s.identity.clients != nil && s.identity.ClientCertificate() == nil {
+		return nil
+	}
+	return servingRequest(s.identity.config.NodeName, s.identity.config.Addresses())
 }
 
 // servingRequest is nil while the node has no address: a signer refuses it
