@@ -32,6 +32,7 @@ import (
 
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
@@ -97,6 +98,7 @@ type Agent struct {
 	checkpoint *checkpoint.Store
 	pods       *dispatch.Dispatcher // nil before Run
 	cluster    *cluster             // nil: there is none
+	ledger     *allocation.Ledger   // nil without a cluster
 	pressure   *pressure            // nil before Run, and without a cluster
 	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
@@ -145,6 +147,7 @@ func New(c Config) (*Agent, error) {
 		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
 			return nil, err
 		}
+		a.ledger = allocation.NewLedger(allocation.Config{Fits: a.fits})
 		sources = objects.BySource{File: sources, API: a.cluster.objects}
 	}
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
@@ -202,7 +205,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
 	d := dispatch.New(dispatch.Config{
-		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
+		Parts: a.workerParts(),
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
@@ -261,20 +264,21 @@ func (a *Agent) reporter() func(worker.Report) {
 	return a.cluster.report.Report
 }
 
+// workerParts are what workers share.
+func (a *Agent) workerParts() worker.Parts {
+	p := worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint}
+	if a.cluster != nil {
+		p.Allocations = a.ledger
+	}
+	return p
+}
+
 // admit decides about new pods; nil: all of them may start.
 func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	if a.cluster == nil {
 		return nil
 	}
 	return a.admitted
-}
-
-// admitted decides about a new pod.
-func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
-	return a.config.Cluster.Admit.Check(admit.Input{
-		Pod: pod, Others: others, Node: a.cluster.current(),
-		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
-	})
 }
 
 // begun is told of pods that are about to start, or that have changed.

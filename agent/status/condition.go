@@ -32,11 +32,11 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	for _, c := range in.Previous.Conditions {
-		if find(own, c.Type) == nil {
+		if find(own, c.Type) == nil && c.Type != v1.PodResizePending && c.Type != v1.PodResizeInProgress {
 			own = append(own, c)
 		}
 	}
-	return own
+	return append(own, resizeConditions(in, s)...)
 }
 
 // own are the conditions that a node says of its pods. Others belong to
@@ -59,7 +59,7 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 		}
 	}
 	for _, c := range api.Conditions {
-		if find(out.Conditions, c.Type) == nil {
+		if !slices.Contains(own, c.Type) && find(out.Conditions, c.Type) == nil {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}

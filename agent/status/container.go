@@ -26,8 +26,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.RestartCount = int32(cur.Attempt)
 	s.ContainerID = in.RuntimeName + "://" + cur.ID
 	s.ImageID = cur.ImageRef
-	s.Resources = spec.Resources.DeepCopy()
-	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
+	s.Resources, s.AllocatedResources = resources(in, spec, cur), spec.Resources.Requests
 	if cur.Image != "" {
 		s.Image = cur.Image
 	}

@@ -7,6 +7,7 @@
 //	phase.go      Pending, Running, Succeeded, Failed
 //	condition.go  PodScheduled, Initialized, ContainersReady, Ready, ...
 //	container.go  one container's state
+//	resources.go  what is allocated, what it has, and a resize in between
 package status
 
 import (
@@ -16,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
@@ -42,6 +44,11 @@ type Input struct {
 	HostIPs             []string
 	RuntimeName         string // the scheme of container IDs
 	QOSClass            v1.PodQOSClass
+	// Actuated is what the pod's cgroups are set to.
+	Actuated allocation.Actuated
+	// ResizePending and ResizeInProgress are the conditions of a resize, but for
+	// their times; nil: it has none of them.
+	ResizePending, ResizeInProgress *v1.PodCondition
 	// Previous is the last status: transition times, the start time and
 	// restart counts of before this boot are taken from it.
 	Previous *v1.PodStatus
@@ -79,6 +86,7 @@ func Of(in Input) v1.PodStatus {
 		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
 	}
 	s.Conditions = conditions(in, &s)
+	podResources(in, &s)
 	return s
 }
 

@@ -106,7 +106,7 @@ func kubeletAPI(k *kubeletconfig.Config, client kubernetes.Interface, host podsp
 	}
 	c := agent.API{
 		Server: kubeletapi.Config{
-			NodeName: host.Name, Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
+			Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
 			HealthzBindAddress: k.HealthzBindAddress, HealthzPort: int(*k.HealthzPort),
 			Certificate: certificate, MinVersion: minVersion, CipherSuites: ciphers,
 			EnableDebuggingHandlers: *k.EnableDebuggingHandlers, EnableSystemLogHandler: *k.EnableSystemLogHandler,
