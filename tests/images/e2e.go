@@ -20,13 +20,7 @@ import (
 // (v1.36, test/utils/image/manifest.go) name for a Linux node without special
 // hardware, but for those of volume servers, CSI drivers and benchmarks.
 func (b *Builder) E2E() (map[string]v1.Image, error) {
-	// The static busybox: a shell that runs its own env keeps the variables
-	// whose names are none for a shell, as a spec wants it.
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
-	}
-	tools, err := b.toolsOf(newTree(), busybox)
+	tools, err := b.e2eTools()
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +37,24 @@ func (b *Builder) E2E() (map[string]v1.Image, error) {
 		return nil, err
 	}
 	return out, nil
+}
+
+// e2eTools is busybox with bash for a shell: Debian's busybox drops environment
+// variables whose names are none for a shell, which specs want to see.
+func (b *Builder) e2eTools() (v1.Layer, error) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
+	}
+	t := newTree()
+	if err := b.program(t, "bash"); err != nil {
+		return nil, err
+	}
+	if err := busyboxTree(t, busybox); err != nil {
+		return nil, err
+	}
+	t.hardlink("bin/sh", "usr/bin/bash")
+	return b.toolsOf(t)
 }
 
 // addBusyboxes adds busybox and those images that are little more.
@@ -65,7 +77,7 @@ func (b *Builder) addBusyboxes(out map[string]v1.Image, tools v1.Layer) (err err
 
 // agnhostPrograms are what specs run in agnhost, which is no part of busybox or
 // does more there.
-var agnhostPrograms = []string{"bash", "curl", "dig", "getent", "host", "ip", "iperf", "nsenter", "nslookup", "ss"}
+var agnhostPrograms = []string{"curl", "dig", "getent", "host", "ip", "iperf", "nsenter", "nslookup", "ss"}
 
 // addAgnhost adds the image that most specs use, and the one for DNS that has
 // the same tools with glibc.
