@@ -41,6 +41,7 @@ import (
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -137,13 +138,13 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, objects.Local{Manifests: a.source}); err != nil {
 		return nil, err
 	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
-		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
+		Volumes: a.volumes, Objects: objects.Local{Manifests: a.source}, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}

@@ -19,7 +19,7 @@ const (
 	maxServiceLength = 256
 	maxServices      = 4
 	// journalTime names its zone: journalctl reads a time without one as local.
-	journalTime = "2006-1-2 15:4:5 UTC"
+	journalTime = "2006-01-02 15:04:05 UTC"
 )
 
 // nodeQuery is what of the host's logs is wanted.

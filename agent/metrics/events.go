@@ -32,6 +32,7 @@ type Events struct {
 	PodStatusSync  prometheus.Histogram     // from a status' change to the API server's having it
 	Relist         prometheus.Histogram     // of everything that runs
 	RelistInterval prometheus.Histogram
+	LastSeen       prometheus.Gauge // when what runs was last heard of, seconds since the epoch
 
 	// Containers.
 	ContainersStarted      *prometheus.CounterVec // container_type: container, init_container, ephemeral_container
@@ -129,6 +130,7 @@ func (e *Events) pods() {
 	e.PodStatusSync = e.histogram("pod_status_sync_duration_seconds", "Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.", []float64{0.010, 0.050, 0.100, 0.500, 1, 5, 10, 20, 30, 45, 60})
 	e.Relist = e.histogram("pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", prometheus.DefBuckets)
 	e.RelistInterval = e.histogram("pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", prometheus.DefBuckets)
+	e.LastSeen = e.gauge("pleg_last_seen_seconds", "Timestamp in seconds when PLEG was last seen active.")
 	e.ContainersPerPod = e.histogram("containers_per_pod_count", "The number of containers per pod.", prometheus.ExponentialBuckets(1, 2, 5))
 	e.ContainersStarted = e.counters("started_containers_total", "Cumulative number of containers started", "container_type")
 	e.ContainersTerminated = e.counters("terminated_containers_total", "Cumulative number of container terminations.", "container_type", "exit_code", "reason")

@@ -23,7 +23,8 @@ const unlimited = uint64(1) << 62
 // usage is what a cgroup has used and may use.
 type usage struct {
 	at              time.Time
-	cpu             uint64 // ns
+	made            time.Time // when the cgroup was made, as far as its directory tells
+	cpu             uint64    // ns
 	memory, working uint64
 	limit           uint64 // of memory; zero: none
 	rss             uint64
@@ -41,7 +42,8 @@ func readCgroup(path func(controller string) string) (usage, error) {
 	at := time.Now()
 	if cgroups.IsCgroup2UnifiedMode() {
 		dir := filepath.Join(cgroupMount, path(""))
-		if _, err := os.Stat(dir); err != nil {
+		info, err := os.Stat(dir)
+		if err != nil {
 			return usage{}, fmt.Errorf("read cgroup: %w", err)
 		}
 		m, err := fs2.NewManager(&cgroups.Cgroup{}, dir)
@@ -52,8 +54,11 @@ func readCgroup(path func(controller string) string) (usage, error) {
 		if err != nil {
 			return usage{}, fmt.Errorf("read cgroup %s: %w", dir, err)
 		}
-		return fromV2(at, s), nil
+		u := fromV2(at, s)
+		u.made = info.ModTime()
+		return u, nil
 	}
+	var info os.FileInfo
 	dirs := map[string]string{}
 	for _, controller := range []string{"cpuacct", "memory"} {
 		mount, err := cgroups.FindCgroupMountpoint(cgroupMount, controller)
@@ -61,7 +66,7 @@ func readCgroup(path func(controller string) string) (usage, error) {
 			return usage{}, fmt.Errorf("find cgroup controller %s: %w", controller, err)
 		}
 		dirs[controller] = filepath.Join(mount, path(controller))
-		if _, err := os.Stat(dirs[controller]); err != nil {
+		if info, err = os.Stat(dirs[controller]); err != nil {
 			return usage{}, fmt.Errorf("read cgroup: %w", err)
 		}
 	}
@@ -73,7 +78,9 @@ func readCgroup(path func(controller string) string) (usage, error) {
 	if err != nil {
 		return usage{}, fmt.Errorf("read cgroup %s: %w", path("memory"), err)
 	}
-	return fromV1(at, s), nil
+	u := fromV1(at, s)
+	u.made = info.ModTime()
+	return u, nil
 }
 
 func fromV2(at time.Time, s *cgroups.Stats) usage {
@@ -146,12 +153,13 @@ func (c *Collector) container(key string, u usage) statsapi.ContainerStats {
 	return s
 }
 
+// pressure is in nanoseconds, as the summary API says; the kernel has microseconds.
 func pressure(p *cgroups.PSIStats) *statsapi.PSIStats {
 	if p == nil {
 		return nil
 	}
 	data := func(d cgroups.PSIData) statsapi.PSIData {
-		return statsapi.PSIData{Total: d.Total, Avg10: d.Avg10, Avg60: d.Avg60, Avg300: d.Avg300}
+		return statsapi.PSIData{Total: d.Total * uint64(time.Microsecond), Avg10: d.Avg10, Avg60: d.Avg60, Avg300: d.Avg300}
 	}
 	return &statsapi.PSIStats{Some: data(p.Some), Full: data(p.Full)}
 }
@@ -173,33 +181,41 @@ func own() (func(string) string, error) {
 func (c *Collector) systemContainers() []statsapi.ContainerStats {
 	var out []statsapi.ContainerStats
 	for _, name := range []string{statsapi.SystemContainerKubelet, statsapi.SystemContainerRuntime, statsapi.SystemContainerMisc, statsapi.SystemContainerPods} {
-		place := at(c.config.System[name])
+		s, err := c.systemContainer(name)
 		switch {
-		case name == statsapi.SystemContainerPods:
-			place = at(c.cgroups.PodsPath())
-		case c.config.System[name] != "":
-		case name == statsapi.SystemContainerKubelet:
-			var err error
-			if place, err = own(); err != nil {
-				c.config.Log.Warn("the agent itself is not measured", "err", err)
-				continue
-			}
-		default:
-			continue
+		case err == nil && s != nil:
+			out = append(out, *s)
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			c.config.Log.Warn("a system container is not measured", "container", name, "err", err)
 		}
-		u, err := readCgroup(place)
-		if err != nil {
-			if !errors.Is(err, os.ErrNotExist) {
-				c.config.Log.Warn("a system container is not measured", "container", name, "err", err)
-			}
-			continue
-		}
-		s := c.container("system/"+name, u)
-		s.Name = name
-		if name == statsapi.SystemContainerKubelet {
-			s.StartTime = metav1.NewTime(c.started)
-		}
-		out = append(out, s)
 	}
 	return out
+}
+
+// systemContainer is nil for one that has no cgroup.
+func (c *Collector) systemContainer(name string) (*statsapi.ContainerStats, error) {
+	path, named := c.config.System[name]
+	place := at(path)
+	isOwn := !named && (name == statsapi.SystemContainerKubelet || name == statsapi.SystemContainerRuntime)
+	switch {
+	case name == statsapi.SystemContainerPods:
+		place = at(c.cgroups.PodsPath())
+	case isOwn:
+		var err error
+		if place, err = own(); err != nil {
+			return nil, err
+		}
+	case path == "":
+		return nil, nil
+	}
+	u, err := readCgroup(place)
+	if err != nil {
+		return nil, err
+	}
+	s := c.container("system/"+name, u)
+	s.Name, s.StartTime = name, metav1.NewTime(u.made)
+	if isOwn {
+		s.StartTime = metav1.NewTime(c.started)
+	}
+	return &s, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
@@ -34,11 +35,56 @@ func (c *Collector) node() (statsapi.ContainerStats, error) {
 	u.limit = info["MemTotal"]
 	u.hasSwap, u.swapLimit = true, info["SwapTotal"]
 	u.swap = minus(info["SwapTotal"], info["SwapFree"])
+	// The root cgroup of v1 has no pressure; the host has.
+	for name, p := range map[string]**cgroups.PSIStats{"cpu": &u.cpuPressure, "memory": &u.memoryPressure, "io": &u.ioPressure} {
+		if *p == nil {
+			*p = c.hostPressure(name)
+		}
+	}
 	s := c.container("node", u)
 	free := info["SwapFree"]
 	s.Swap.SwapAvailableBytes = &free
 	s.StartTime = c.bootTime()
 	return s, nil
+}
+
+// hostPressure reads /proc/pressure; nil on a kernel without it.
+func (c *Collector) hostPressure(resource string) *cgroups.PSIStats {
+	data, err := os.ReadFile(c.proc("pressure/" + resource))
+	if err != nil {
+		return nil
+	}
+	return parsePressure(data)
+}
+
+// parsePressure reads lines such as "some avg10=0.00 avg60=0.00 avg300=0.00 total=0".
+func parsePressure(data []byte) *cgroups.PSIStats {
+	var p cgroups.PSIStats
+	for line := range bytes.Lines(data) {
+		f := strings.Fields(string(line))
+		to := map[string]*cgroups.PSIData{"some": &p.Some, "full": &p.Full}
+		if len(f) == 0 || to[f[0]] == nil {
+			continue
+		}
+		for _, field := range f[1:] {
+			name, text, _ := strings.Cut(field, "=")
+			n, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				continue // of a kernel to come
+			}
+			switch d := to[f[0]]; name {
+			case "avg10":
+				d.Avg10 = n
+			case "avg60":
+				d.Avg60 = n
+			case "avg300":
+				d.Avg300 = n
+			case "total":
+				d.Total = uint64(n)
+			}
+		}
+	}
+	return &p
 }
 
 // meminfo is /proc/meminfo in bytes.

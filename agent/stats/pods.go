@@ -215,8 +215,15 @@ func criNetwork(u *runtimeapi.NetworkUsage) *statsapi.NetworkStats {
 		return nil
 	}
 	s := &statsapi.NetworkStats{Time: metav1.NewTime(time.Unix(0, u.GetTimestamp())), InterfaceStats: criInterface(u.GetDefaultInterface())}
+	// The CRI leaves the default one out of the list; cAdvisor's list, which
+	// readers of the summary know, has it.
+	if u.GetDefaultInterface() != nil {
+		s.Interfaces = append(s.Interfaces, s.InterfaceStats)
+	}
 	for _, i := range u.GetInterfaces() {
-		s.Interfaces = append(s.Interfaces, criInterface(i))
+		if i.GetName() != u.GetDefaultInterface().GetName() {
+			s.Interfaces = append(s.Interfaces, criInterface(i))
+		}
 	}
 	return s
 }

@@ -57,8 +57,8 @@ type Config struct {
 	KubeletDir string // has pods/UID/volumes
 	PodLogsDir string // has NAMESPACE_NAME_UID/CONTAINER
 	// System names the cgroups of system containers: statsapi.SystemContainerKubelet,
-	// SystemContainerRuntime, SystemContainerMisc. Without the kubelet's the
-	// process's own cgroup is taken.
+	// SystemContainerRuntime, SystemContainerMisc. Where the first two are not in
+	// it, this process's own cgroup is taken; an empty name is no system container.
 	System map[string]string
 	// DiskAge is how old a walked directory's size may be
 	// (KubeletConfiguration.volumeStatsAggPeriod); zero is a minute.
