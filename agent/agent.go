@@ -95,8 +95,9 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
-	cluster    *cluster         // nil: there is none
-	metrics    *metrics.Metrics // nil before Run, and without a cluster
+	pods       *dispatch.Dispatcher // nil before Run
+	cluster    *cluster             // nil: there is none
+	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
 
@@ -138,18 +139,24 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, objects.Local{Manifests: a.source}); err != nil {
+	var sources volume.Objects = objects.Local{Manifests: a.source}
+	if c.Cluster != nil {
+		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
+			return nil, err
+		}
+		sources = objects.BySource{File: sources, API: a.cluster.objects}
+	}
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
-		Volumes: a.volumes, Objects: objects.Local{Manifests: a.source}, Cgroups: a.cgroups,
+		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}
-	if c.Cluster != nil {
-		a.cluster = a.newCluster(*c.Cluster, broadcaster)
+	if a.cluster != nil {
 		parts.Cluster = a.cluster
 	}
 	a.actor = act.New(parts, act.Config{
@@ -189,12 +196,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.actor.SweepLinks(); err != nil {
 		return err
 	}
-	var d *dispatch.Dispatcher
 	a.observed = observed.New(observed.Config{
 		Runtime: a.runtime, Relist: relist, Log: a.config.Log,
-		Changed: func(uid string) { d.Observed(uid) },
+		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
-	d = dispatch.New(dispatch.Config{
+	d := dispatch.New(dispatch.Config{
 		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
@@ -203,9 +209,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
 		Admit:        a.admit(),
-		Ended:        a.ended(),
+		Begun:        a.begun,
+		Ended:        a.ended,
 		Log:          a.config.Log,
 	})
+	a.pods = d
 	server := api.New(api.Config{
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
@@ -256,12 +264,19 @@ func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	return a.cluster.admit
 }
 
-// ended is who is told of pods of which nothing is left; nil: nobody.
-func (a *Agent) ended() func(*v1.Pod) {
-	if a.cluster == nil {
-		return nil
+// begun is told of pods that are about to start, or that have changed.
+func (a *Agent) begun(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Register(pod)
 	}
-	return func(pod *v1.Pod) { a.cluster.report.Forget(pod.UID) }
+}
+
+// ended is told of pods of which nothing is left.
+func (a *Agent) ended(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Unregister(pod.UID)
+		a.cluster.report.Forget(pod.UID)
+	}
 }
 
 // feed hands each new state of the sources to the dispatcher.

@@ -14,6 +14,7 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
@@ -26,6 +27,7 @@ import (
 	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/mirror"
 	"github.com/berth-io/berth/agent/node"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/podreport"
 	"github.com/berth-io/berth/agent/podsource"
 	"github.com/berth-io/berth/agent/stats"
@@ -44,6 +46,9 @@ type Cluster struct {
 	Facts node.Facts
 	// MaxImages are named in the node's status, all for -1 (nodeStatusMaxImages).
 	MaxImages int
+	// Objects is how ConfigMaps and Secrets are kept up to date; Client, Changed
+	// and Log are filled in.
+	Objects objects.Config
 	// API is the kubelet's, on port 10250.
 	API API
 	// Admit checks new pods.
@@ -69,6 +74,7 @@ type cluster struct {
 	node      *apiwatch.Set[*v1.Node]
 	services  *apiwatch.Set[*v1.Service]
 	classes   *apiwatch.Set[*nodev1.RuntimeClass]
+	objects   *objects.Store
 	report    *podreport.Reporter
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
@@ -80,7 +86,7 @@ type cluster struct {
 
 // newCluster puts the parts together. What events are told to is made before:
 // everything tells events.
-func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) *cluster {
+func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster, error) {
 	k := &cluster{
 		events: events,
 		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
@@ -100,11 +106,17 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) *cluster {
 	})
 	k.report = podreport.New(podreport.Config{Client: c.Client.CoreV1(), Pods: k.pods, Log: k.log})
 	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
+	c.Objects.Client, c.Objects.Log = c.Client, k.log
+	c.Objects.Changed = func(uid types.UID) { a.pods.ObjectsChanged(uid) }
+	var err error
+	if k.objects, err = objects.New(c.Objects); err != nil {
+		return nil, err
+	}
 	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
 	c.Node.Facts = k.facts
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
-	return k
+	return k, nil
 }
 
 // trimService leaves of a service what a pod is told of it.
@@ -121,7 +133,7 @@ func (k *cluster) run(ctx context.Context) error {
 	defer sink.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
-		k.follow, k.node.Run, k.services.Run, k.classes.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+		k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
 	} {
 		group.Go(func() error { return part(ctx) })
 	}

@@ -14,6 +14,7 @@ import (
 func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker {
 	uid := string(w.pod.UID)
 	d.told[uid] = w.pod
+	d.begun(w.pod)
 	made := func() *worker.Worker { return worker.New(d.config.Parts, d.config.Worker, w.pod, w.seen) }
 	if d.config.Admit == nil || leaving(w.pod) || d.runs(uid) {
 		return made()

@@ -59,9 +59,11 @@ type Config struct {
 	// Admit decides whether a new pod may start beside the others, which were
 	// admitted and have not ended; nil: every pod may.
 	Admit func(pod *v1.Pod, others []*v1.Pod) admit.Decision
-	// Ended is called with a pod of which nothing is left; nil: nobody wants to know.
-	Ended func(pod *v1.Pod)
-	Log   *slog.Logger
+	// Begun is called with each pod before it gets a worker, and when its source
+	// says something else of it; Ended with one of which nothing is left. nil:
+	// nobody wants to know.
+	Begun, Ended func(pod *v1.Pod)
+	Log          *slog.Logger
 }
 
 // Dispatcher owns the workers.
@@ -173,6 +175,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, w := range d.restore() {
+		d.begun(w.Pod())
 		start(w)
 	}
 	adopted := false
@@ -283,7 +286,25 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 func (d *Dispatcher) update(w *worker.Worker, pod *v1.Pod) {
 	if uid := string(pod.UID); !manifest.Static(pod) && d.told[uid] != pod {
 		d.told[uid] = pod
+		d.begun(pod)
 		w.Update(pod)
+	}
+}
+
+func (d *Dispatcher) begun(pod *v1.Pod) {
+	if d.config.Begun != nil {
+		d.config.Begun(pod)
+	}
+}
+
+// ObjectsChanged tells a pod's worker that what its volumes are made from has
+// changed.
+func (d *Dispatcher) ObjectsChanged(uid types.UID) {
+	d.mu.Lock()
+	w := d.workers[string(uid)]
+	d.mu.Unlock()
+	if w != nil {
+		w.ObjectsChanged()
 	}
 }
 

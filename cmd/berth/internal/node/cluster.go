@@ -27,12 +27,14 @@ import (
 	"github.com/berth-io/berth/agent/kubeletconfig"
 	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/node"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/agent/stats"
 )
 
 // newCluster connects to the kubelet's cluster; nil: there is none.
-func newCluster(k *kubeletconfig.Config, host podspec.Node) (*agent.Cluster, error) {
+func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Resources) (*agent.Cluster, error) {
 	if k == nil {
 		return nil, nil
 	}
@@ -79,10 +81,11 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node) (*agent.Cluster, err
 			Lease: time.Duration(k.NodeLeaseDurationSeconds) * time.Second,
 		},
 		Facts: node.Facts{
-			Addresses: addresses(host), Capacity: host.Allocatable, Allocatable: host.Allocatable, Info: info, Port: k.Port,
+			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
 		},
-		API:   api,
-		Admit: checks,
+		Objects: objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
+		API:     api,
+		Admit:   checks,
 	}, nil
 }
 

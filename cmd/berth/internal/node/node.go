@@ -21,7 +21,7 @@ import (
 
 	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/kubeletconfig"
-	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 	"github.com/berth-io/berth/cni/plugin"
 	"github.com/berth-io/berth/cri"
@@ -160,9 +160,16 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	memory := host.Allocatable.Memory().Value()
-	cpus := int(host.Allocatable.Cpu().Value())
-	cluster, err := newCluster(kubelet, host)
+	info, err := machine.Read(os.DirFS("/"))
+	if err != nil {
+		return nil, err
+	}
+	resources, err := nodeResources(info, kubelet, c.KubeletDir)
+	if err != nil {
+		return nil, err
+	}
+	host.Allocatable = resources.Allocatable
+	cluster, err := newCluster(kubelet, host, resources)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +177,7 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
-		Cgroups: qos.Config{Root: c.CgroupRoot, Driver: qos.Driver(c.CgroupDriver), CPUs: cpus, MemoryBytes: memory},
+		Cgroups: cgroupConfig(c, kubelet, info, resources),
 		BootID:  boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
