@@ -60,6 +60,7 @@ failpoints: build
 testbins: setup-build
 	$(GOBUILD) -o bin/tests/ ./tests/images/cmd/...
 	gcc -Os -static -s -o bin/tests/pause tests/images/pause/pause.c
+	gcc -Os -static -s -o bin/tests/sh tests/images/sh/sh.c
 
 # Peers are what Berth is tested and measured with. They come from modules of
 # their own, which the product cannot see, and are built as upstream builds
@@ -202,7 +203,7 @@ conformance: cluster-parts e2e e2e-images
 e2e-images: out/images/index.json
 
 out/images/index.json: $(addprefix bin/peers/,agnhost coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
-		$(wildcard tests/images/*.go) | $(CLUSTERCTL) testbins
+		$(wildcard tests/images/*.go tests/images/sh/*) | $(CLUSTERCTL) testbins
 	@scripts/setup conformance
 	$(CLUSTERCTL) images out/images
 

@@ -71,14 +71,14 @@ func (b *Builder) toolsLayer() (v1.Layer, error) {
 	if err := b.libraries(t, busybox); err != nil {
 		return nil, err
 	}
-	return b.toolsOf(t, busybox)
-}
-
-// toolsOf adds a busybox and what specs call that it lacks.
-func (b *Builder) toolsOf(t *tree, busybox string) (v1.Layer, error) {
 	if err := busyboxTree(t, busybox); err != nil {
 		return nil, err
 	}
+	return b.toolsOf(t)
+}
+
+// toolsOf adds what specs call that busybox lacks.
+func (b *Builder) toolsOf(t *tree) (v1.Layer, error) {
 	for _, program := range []string{"pgrep", "ipcs"} {
 		if err := b.program(t, program); err != nil {
 			return nil, err

@@ -20,13 +20,7 @@ import (
 // (v1.36, test/utils/image/manifest.go) name for a Linux node without special
 // hardware, but for those of volume servers, CSI drivers and benchmarks.
 func (b *Builder) E2E() (map[string]v1.Image, error) {
-	// The static busybox: a shell that runs its own env keeps the variables
-	// whose names are none for a shell, as a spec wants it.
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
-	}
-	tools, err := b.toolsOf(newTree(), busybox)
+	tools, err := b.e2eTools()
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +37,22 @@ func (b *Builder) E2E() (map[string]v1.Image, error) {
 		return nil, err
 	}
 	return out, nil
+}
+
+// e2eTools is busybox with the shell of sh/sh.c.
+func (b *Builder) e2eTools() (v1.Layer, error) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
+	}
+	t := newTree()
+	if err := busyboxTree(t, busybox); err != nil {
+		return nil, err
+	}
+	if err := t.host("bin/sh", filepath.Join(b.Bin, "sh")); err != nil {
+		return nil, fmt.Errorf("%w (made by: make testbins)", err)
+	}
+	return b.toolsOf(t)
 }
 
 // addBusyboxes adds busybox and those images that are little more.
