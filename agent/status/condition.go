@@ -56,7 +56,7 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 		}
 	}
 	for _, c := range api.Conditions {
-		if find(out.Conditions, c.Type) == nil {
+		if !slices.Contains(own, c.Type) && find(out.Conditions, c.Type) == nil {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
