@@ -39,7 +39,7 @@ FUZZTIME ?= 1m
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet try-kubelet containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet try-peers containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -74,18 +74,17 @@ peers: kubelet containerd
 
 kubelet: bin/peers/kubelet
 
-# For the tests, which go without a kubelet where its module cannot be had. On
-# two cores it takes six minutes to build, once.
-try-kubelet: setup-build
+# For the tests, which go without a kubelet and a cluster where their modules
+# cannot be had. On two cores they take a quarter of an hour to build, once.
+try-peers: setup-build
 	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
-		$(MAKE) --no-print-directory kubelet; \
-	else echo "no kubelet: its module could not be had"; fi
+		$(MAKE) --no-print-directory peers control; \
+	else echo "no kubelet and no cluster: their modules could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
 	$(addprefix bin/peers/,bridge host-local loopback portmap)
 
-# The control plane, for clusters. On two cores this takes a quarter of an hour
-# to build, once.
+# The control plane, for clusters.
 CONTROL := kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubeadm kubectl
 control: $(addprefix bin/peers/,etcd coredns $(CONTROL))
 
@@ -143,7 +142,7 @@ unit: setup-build
 # One package at a time: each looks at the whole machine for what it left. The
 # virtual machine comes last and says so when there is none.
 blackbox: export BERTH_TEST_BIN = $(CURDIR)/bin
-blackbox: root build failpoints testbins try-kubelet setup-test
+blackbox: root build failpoints testbins try-peers setup-test
 	$(GO) test -count=1 -p 1 -parallel 8 -timeout 25m $$($(GO) list ./tests/... | grep -v '/tests/vm$$')
 	$(GO) test -count=1 -v -timeout 25m ./tests/vm
 

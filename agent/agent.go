@@ -31,13 +31,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/hook"
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/manifest"
+	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -91,7 +95,10 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
-	cluster    *cluster // nil: there is none
+	pods       *dispatch.Dispatcher // nil before Run
+	cluster    *cluster             // nil: there is none
+	pressure   *pressure            // nil before Run, and without a cluster
+	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
 
@@ -108,6 +115,7 @@ func New(c Config) (*Agent, error) {
 	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
+		grpc.WithUnaryInterceptor(a.count),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
@@ -132,18 +140,24 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
+	var sources volume.Objects = objects.Local{Manifests: a.source}
+	if c.Cluster != nil {
+		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
+			return nil, err
+		}
+		sources = objects.BySource{File: sources, API: a.cluster.objects}
+	}
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
-		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
+		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}
-	if c.Cluster != nil {
-		a.cluster = a.newCluster(*c.Cluster, broadcaster)
+	if a.cluster != nil {
 		parts.Cluster = a.cluster
 	}
 	a.actor = act.New(parts, act.Config{
@@ -151,6 +165,14 @@ func New(c Config) (*Agent, error) {
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
 	})
 	return a, nil
+}
+
+// count counts the requests to the runtime.
+func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if a.metrics == nil {
+		return call(ctx, method, req, reply, cc, opts...)
+	}
+	return a.metrics.Interceptor()(ctx, method, req, reply, cc, call, opts...)
 }
 
 // manifestOptions are what the node adds to manifests.
@@ -175,12 +197,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.actor.SweepLinks(); err != nil {
 		return err
 	}
-	var d *dispatch.Dispatcher
 	a.observed = observed.New(observed.Config{
 		Runtime: a.runtime, Relist: relist, Log: a.config.Log,
-		Changed: func(uid string) { d.Observed(uid) },
+		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
-	d = dispatch.New(dispatch.Config{
+	d := dispatch.New(dispatch.Config{
 		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
@@ -188,13 +209,25 @@ func (a *Agent) Run(ctx context.Context) error {
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
-		Ended:        a.ended(),
+		Admit:        a.admit(),
+		Begun:        a.begun,
+		Ended:        a.ended,
 		Log:          a.config.Log,
 	})
+	a.pods = d
 	server := api.New(api.Config{
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
 	})
+	var kubelet *kubeletapi.Server
+	if a.cluster != nil {
+		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
+			return err
+		}
+		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
 	group.Go(func() error { return a.observed.Run(ctx) })
@@ -203,6 +236,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return server.Run(ctx) })
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
+		group.Go(func() error { return kubelet.Run(ctx) })
+		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
 	group.Go(func() error {
 		select {
@@ -226,12 +261,35 @@ func (a *Agent) reporter() func(worker.Report) {
 	return a.cluster.report.Report
 }
 
-// ended is who is told of pods of which nothing is left; nil: nobody.
-func (a *Agent) ended() func(*v1.Pod) {
+// admit decides about new pods; nil: all of them may start.
+func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	if a.cluster == nil {
 		return nil
 	}
-	return func(pod *v1.Pod) { a.cluster.report.Forget(pod.UID) }
+	return a.admitted
+}
+
+// admitted decides about a new pod.
+func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
+	return a.config.Cluster.Admit.Check(admit.Input{
+		Pod: pod, Others: others, Node: a.cluster.current(),
+		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
+	})
+}
+
+// begun is told of pods that are about to start, or that have changed.
+func (a *Agent) begun(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Register(pod)
+	}
+}
+
+// ended is told of pods of which nothing is left.
+func (a *Agent) ended(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Unregister(pod.UID)
+		a.cluster.report.Forget(pod.UID)
+	}
 }
 
 // feed hands each new state of the sources to the dispatcher.

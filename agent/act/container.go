@@ -122,6 +122,13 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 		Image: images.own, ImageRef: images.own.GetId(),
 		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
 		UserNamespace: podspec.UserNamespace(sandbox),
+		EnvFile: func(name, path string) ([]byte, error) {
+			vol, ok := pod.Mounted[name]
+			if !ok {
+				return nil, volume.ErrNotFound
+			}
+			return volume.ReadFile(vol, path)
+		},
 	}
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
@@ -133,7 +140,7 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 		}
 		c.ServiceEnv = podspec.ServiceEnv(pod.Pod, services)
 	}
-	env, err := podspec.Env(c, a.config.Node, a.Objects)
+	env, err := podspec.Env(ctx, c, a.config.Node, a.Objects)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +152,7 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}
-	return podspec.ContainerConfig(c, a.config.Node, a.Objects)
+	return podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
 }
 
 // mountSources makes the files that a container mounts beside its volumes.

@@ -55,6 +55,8 @@ type Stop struct {
 	// Failed makes the pod's phase Failed with that reason; nil: the
 	// containers' exit codes decide.
 	Failed *plan.Waiting `json:"failed,omitempty"`
+	// Conditions are set in the pod's status, each in place of one of its type.
+	Conditions []v1.PodCondition `json:"conditions,omitempty"`
 }
 
 // Deadline is when the grace period ends.

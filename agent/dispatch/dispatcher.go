@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/worker"
@@ -55,9 +56,14 @@ type Config struct {
 	Worker       worker.Config
 	Observations Observations
 	Leftovers    []Leftovers
-	// Ended is called with a pod of which nothing is left; nil: nobody wants to know.
-	Ended func(pod *v1.Pod)
-	Log   *slog.Logger
+	// Admit decides whether a new pod may start beside the others, which were
+	// admitted and have not ended; nil: every pod may.
+	Admit func(pod *v1.Pod, others []*v1.Pod) admit.Decision
+	// Begun is called with each pod before it gets a worker, and when its source
+	// says something else of it; Ended with one of which nothing is left. nil:
+	// nobody wants to know.
+	Begun, Ended func(pod *v1.Pod)
+	Log          *slog.Logger
 }
 
 // Dispatcher owns the workers.
@@ -67,11 +73,14 @@ type Dispatcher struct {
 	ended   chan string  // UIDs of workers that are done
 	inHand  chan struct{}
 	strange chan struct{} // capacity one: strangers has something
+	settled chan struct{} // capacity one: a pod has given back what it held
 
 	mu        sync.Mutex
 	workers   map[string]*worker.Worker // by UID
 	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
+	held      map[string]waiting        // by UID: admitted once those have ended that make room for it
 	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
+	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
@@ -83,10 +92,20 @@ type waiting struct {
 
 // New returns a Dispatcher; Run starts it.
 func New(c Config) *Dispatcher {
-	return &Dispatcher{
-		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1),
-		workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
+	d := &Dispatcher{
+		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1), settled: make(chan struct{}, 1),
+		held: map[string]waiting{}, workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
 	}
+	report := c.Worker.Report
+	d.config.Worker.Report = func(r worker.Report) {
+		if r.Settled {
+			d.roomMade()
+		}
+		if report != nil {
+			report(r)
+		}
+	}
+	return d
 }
 
 // InControl is closed once every pod of before this agent has its worker again
@@ -157,9 +176,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, w := range d.restore() {
+		d.begun(w.Pod())
 		start(w)
 	}
-	adopted := false
 	inControl := sync.OnceFunc(func() { close(d.inHand) })
 	for {
 		select {
@@ -169,16 +188,22 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.apply(want) {
 				start(w)
 			}
-			if want.Complete && !adopted {
+			if want.Complete && !d.Complete() {
 				d.adopt(d.leftBehind(), start)
-				adopted = true
+				d.mu.Lock()
+				d.adopted = true
+				d.mu.Unlock()
 			}
 			if want.Local {
 				inControl()
 			}
 		case <-d.strange:
-			if adopted {
+			if d.Complete() {
 				d.adopt(d.strayed(), start)
+			}
+		case <-d.settled:
+			for _, w := range d.retryHeld() {
+				start(w)
 			}
 		case uid := <-d.ended:
 			if w := d.remove(uid); w != nil {
@@ -234,21 +259,25 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		}
 	}
 	clear(d.waiting)
+	clear(d.held)
 	for _, pod := range want.Pods {
 		name := fullName(pod)
 		switch w := d.workers[string(pod.UID)]; {
 		case w != nil && !w.Forgotten():
 			d.update(w, pod)
 		case w == nil && !manifest.Static(pod):
-			d.told[string(pod.UID)] = pod
-			start = append(start, worker.New(d.config.Parts, d.config.Worker, pod, want.At))
+			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+				start = append(start, w)
+			}
 		case w != nil || names[name]:
 			// The same UID wanted again while it ends, or another of its name:
 			// two pods of one name never overlap.
 			d.waiting[name] = waiting{pod: pod, seen: want.At}
 		default:
 			names[name] = true
-			start = append(start, worker.New(d.config.Parts, d.config.Worker, pod, want.At))
+			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+				start = append(start, w)
+			}
 		}
 	}
 	return start
@@ -259,7 +288,25 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 func (d *Dispatcher) update(w *worker.Worker, pod *v1.Pod) {
 	if uid := string(pod.UID); !manifest.Static(pod) && d.told[uid] != pod {
 		d.told[uid] = pod
+		d.begun(pod)
 		w.Update(pod)
+	}
+}
+
+func (d *Dispatcher) begun(pod *v1.Pod) {
+	if d.config.Begun != nil {
+		d.config.Begun(pod)
+	}
+}
+
+// ObjectsChanged tells a pod's worker that what its volumes are made from has
+// changed.
+func (d *Dispatcher) ObjectsChanged(uid types.UID) {
+	d.mu.Lock()
+	w := d.workers[string(uid)]
+	d.mu.Unlock()
+	if w != nil {
+		w.ObjectsChanged()
 	}
 }
 
@@ -284,6 +331,7 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	delete(d.workers, uid)
 	delete(d.told, uid)
 	d.config.Parts.Actor.Images.Forget(w.Pod())
+	d.roomMade()
 	if d.config.Ended != nil {
 		d.config.Ended(w.Pod())
 	}
@@ -293,7 +341,7 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 		return nil
 	}
 	delete(d.waiting, name)
-	return worker.New(d.config.Parts, d.config.Worker, next.pod, next.seen)
+	return d.admit(next, nil)
 }
 
 // leftBehind are all pods that the runtime, the volumes or the cgroups know.
@@ -386,6 +434,9 @@ func (d *Dispatcher) Pods() []*v1.Pod {
 		if d.workers[string(p.UID)] == nil {
 			pods = append(pods, p)
 		}
+	}
+	for _, h := range d.held {
+		pods = append(pods, h.pod)
 	}
 	slices.SortFunc(pods, func(a, b *v1.Pod) int { return strings.Compare(fullName(a), fullName(b)) })
 	return pods

@@ -9,9 +9,9 @@ import (
 	"k8s.io/component-helpers/resource"
 )
 
-// systemCriticalPriority is the lowest priority of a critical pod
+// SystemCriticalPriority is the lowest priority of a critical pod
 // (pkg/apis/scheduling).
-const systemCriticalPriority = 2_000_000_000
+const SystemCriticalPriority = 2_000_000_000
 
 // Annotations that the kubelet puts on pods which are not from the API server
 // (pkg/kubelet/types/pod_update.go).
@@ -66,7 +66,7 @@ func Static(pod *v1.Pod) bool {
 // under pressure (pkg/kubelet/types, IsCriticalPod).
 func Critical(pod *v1.Pod) bool {
 	_, mirror := pod.Annotations[mirrorAnnotation]
-	return mirror || Static(pod) || Priority(pod) >= systemCriticalPriority
+	return mirror || Static(pod) || Priority(pod) >= SystemCriticalPriority
 }
 
 // Priority is the pod's priority; zero where admission set none.

@@ -303,7 +303,7 @@ func (r *run) start(c *v1.Container, init bool) {
 		r.d.Failed = &Waiting{Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}
 		return
 	}
-	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited {
+	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && !changed(c, last) {
 		from, delay := r.in.Backoff.next(last)
 		if from.After(r.in.Now) {
 			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)

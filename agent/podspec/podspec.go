@@ -41,12 +41,16 @@ type Container struct {
 	ImageRef  string
 	Mounts    []*runtimeapi.Mount // volumes, made by the caller with VolumeMounts
 	Resources *runtimeapi.LinuxContainerResources
+	// ServiceEnv is the variables that tell of services, see ServiceEnv. What
+	// the container's spec sets comes before them.
+	ServiceEnv map[string]string
+	// EnvFile reads a file of one of the pod's volumes for fileKeyRef, a path in
+	// the volume that cannot lead out of it; nil for a pod without such volumes.
+	// An unknown volume is volume.ErrNotFound.
+	EnvFile func(volume, path string) ([]byte, error)
 	// UserNamespace is the pod's, see Sandbox.
 	UserNamespace *runtimeapi.UserNamespace
-	// ServiceEnv are variables that tell of services, see ServiceEnv. The
-	// container's own go before them.
-	ServiceEnv map[string]string
-	Backoff    string // annotation berth.io/backoff; empty: none
+	Backoff       string // annotation berth.io/backoff; empty: none
 }
 
 // A ConfigError is the user's to mend and is reported as

@@ -22,6 +22,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		containersReady(in, s),
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
 	}
+	own = append(own, in.Disruption...)
 	for i := range own {
 		c := &own[i]
 		c.ObservedGeneration = in.Pod.Generation
@@ -51,7 +52,9 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 	out := node
 	out.Conditions = nil
 	for _, c := range node.Conditions {
-		if slices.Contains(own, c.Type) {
+		// A disruption is told by whoever disrupts, the node too, and by the
+		// node only once nothing of the pod runs.
+		if slices.Contains(own, c.Type) || c.Type == v1.DisruptionTarget && terminal(node.Phase) {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
@@ -60,13 +63,24 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
-	if !terminal(node.Phase) && terminal(api.Phase) {
+	// A node may be the one that disrupts the pod: then nobody else has said it.
+	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
+		out.Conditions = append(out.Conditions, *c)
+	}
+	if terminal(api.Phase) && node.Phase != api.Phase {
+		// A pod does not leave a phase that nothing runs in, nor change it.
 		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message
 	}
-	out.NominatedNodeName = api.NominatedNodeName
-	out.ResourceClaimStatuses = api.ResourceClaimStatuses
-	out.ExtendedResourceClaimStatus = api.ExtendedResourceClaimStatus
+	foreign(&api, &out)
 	return out
+}
+
+// foreign copies the fields that no node writes.
+func foreign(from, to *v1.PodStatus) {
+	to.NominatedNodeName = from.NominatedNodeName
+	to.ResourceClaimStatuses = from.ResourceClaimStatuses
+	to.ExtendedResourceClaimStatus = from.ExtendedResourceClaimStatus
+	to.NodeAllocatableResourceClaimStatuses = from.NodeAllocatableResourceClaimStatuses
 }
 
 func initialized(in Input, s *v1.PodStatus) v1.PodCondition {

@@ -37,6 +37,8 @@ type Input struct {
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
 	// ...); nil: it is not.
 	Failed *plan.Waiting
+	// Disruption are the conditions that go with Failed.
+	Disruption []v1.PodCondition
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	HostIPs             []string
@@ -63,12 +65,7 @@ func Of(in Input) v1.PodStatus {
 	if s.StartTime == nil {
 		s.StartTime = &metav1.Time{Time: in.Now}
 	}
-	switch {
-	case in.Failed != nil:
-		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
-	case terminal(in.Previous.Phase):
-		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
-	}
+	foreign(in.Previous, &s)
 	addresses(in, &s)
 	for i := range in.Pod.Spec.InitContainers {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, container(in, &in.Pod.Spec.InitContainers[i], true))
@@ -79,7 +76,15 @@ func Of(in Input) v1.PodStatus {
 	for i := range in.Pod.Spec.EphemeralContainers {
 		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, ephemeral(in, &in.Pod.Spec.EphemeralContainers[i]))
 	}
+	lost(in, &s)
 	s.Phase = podPhase(in, &s)
+	switch {
+	case s.Phase == in.Previous.Phase:
+		// Whoever said it said it of this phase.
+		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
+	case in.Failed != nil && terminal(s.Phase):
+		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
+	}
 	s.Conditions = conditions(in, &s)
 	podResources(in, &s)
 	return s

@@ -38,7 +38,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		in.Problem = &f.Waiting
 	}
 	if stop != nil {
-		in.Failed = stop.Failed
+		in.Failed, in.Disruption = stop.Failed, stop.Conditions
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {

@@ -74,6 +74,7 @@ func (w *Worker) stepRelease(ctx context.Context, obs *observed.Pod) (acted bool
 			return w.cleaned(ctx, "FailedRelease", err)
 		}
 		w.state.released = true
+		w.releasedOnce.Do(func() { close(w.released) })
 		w.publish(obs) // the last word before its object may go
 		w.report(w.pod)
 	}

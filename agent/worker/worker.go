@@ -28,6 +28,7 @@ import (
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
@@ -94,6 +95,10 @@ type Worker struct {
 	wake   chan struct{} // capacity one: something changed
 	steps  *timeline.Log
 	done   chan struct{}
+	// released is closed when nothing of the pod runs and what it held is
+	// given back.
+	released     chan struct{}
+	releasedOnce sync.Once
 
 	// mail is what others have told the worker.
 	mu        sync.Mutex
@@ -192,7 +197,7 @@ func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
 func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
 	return &Worker{
 		parts: parts, config: config, uid: string(pod.UID), pod: pod,
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), released: make(chan struct{}),
 		state: state{
 			failures: map[string]plan.Failure{},
 			restarts: map[string]bool{},
@@ -275,6 +280,40 @@ func (w *Worker) Forget() {
 // Killing is the request to end a pod with its own grace period from now on.
 func Killing(pod *v1.Pod) checkpoint.Stop {
 	return checkpoint.Stop{At: time.Now(), Grace: graceOf(pod), Reason: "Killing"}
+}
+
+// Disrupting is the request to end a pod as failed that the node makes for
+// reasons of its own.
+func Disrupting(pod *v1.Pod, s disruption.Stop) checkpoint.Stop {
+	stop := Killing(pod)
+	stop.Reason, stop.Message = s.Reason, s.Message
+	stop.Failed = &plan.Waiting{Reason: s.Reason, Message: s.Message}
+	stop.Conditions = s.Conditions
+	if s.Grace != nil {
+		stop.Grace = *s.Grace
+	}
+	return stop
+}
+
+// Released is closed when nothing of the pod runs any more and what it held
+// is given back.
+func (w *Worker) Released() <-chan struct{} { return w.released }
+
+// Settled tells whether Released is closed.
+func (w *Worker) Settled() bool {
+	select {
+	case <-w.released:
+		return true
+	default:
+		return false
+	}
+}
+
+// Stopping tells whether the pod was asked to end.
+func (w *Worker) Stopping() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stop != nil
 }
 
 // Done is closed when the worker has finished its pod.

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"fmt"
 	"os"
 
 	"sigs.k8s.io/yaml"
@@ -13,19 +12,18 @@ import (
 type berthConfig struct {
 	harness.Config `json:",inline"`
 
-	Kubeconfig    string `json:"kubeconfig"`
-	KubeletConfig string `json:"kubeletConfig"`
+	Kubeconfig    string   `json:"kubeconfig"`
+	KubeletConfig string   `json:"kubeletConfig"`
+	NodeIPs       []string `json:"nodeIPs"`
 }
 
-// podCIDR is the subnet that the controller manager gives the node.
-func (n *Node) podCIDR() string { return fmt.Sprintf("10.204.%d.0/24", n.index) }
-
-// APISocket is that of the node's command line: `berth --config` knows it too.
+// berthFile is the node's configuration; the command line finds the node by it.
 func (n *Node) berthFile() string { return n.path("berth.yaml") }
 
-func (n *Node) startBerth() error {
+// berth is the configuration of a Berth node.
+func (n *Node) berth() berthConfig {
 	bin := n.c.Config.Bin
-	config := berthConfig{
+	return berthConfig{
 		Config: harness.Config{
 			NodeName:         n.Name,
 			ManifestDir:      n.path("manifests"),
@@ -45,20 +43,25 @@ func (n *Node) startBerth() error {
 			CertsDirs:        []string{n.certsDir()},
 			ClusterDNS:       []string{dnsIP},
 			ClusterDomain:    dnsDomain,
-			Network:          harness.Network{PodCIDRs: []string{n.podCIDR()}, Bridge: "berth0"},
+			Network:          harness.Network{Bridge: "berth0"},
+			NRI:              harness.NRI{SocketPath: n.RunDir + "/nri.sock", PluginPath: n.path("nri"), ConfigPath: n.path("nri")},
 			LogLevel:         "debug",
 		},
 		Kubeconfig:    n.kubeconfig(),
 		KubeletConfig: n.kubeletConfig(),
+		NodeIPs:       []string{n.IP},
 	}
-	data, err := yaml.Marshal(config)
+}
+
+func (n *Node) startBerth() error {
+	data, err := yaml.Marshal(n.berth())
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(n.berthFile(), data, 0o644); err != nil {
 		return err
 	}
-	return n.c.start(n.Name, n.agent(), append(n.named(), bin+"/berth", "node", "--config", n.berthFile())...)
+	return n.c.start(n.Name, n.agent(), append(n.named(), n.c.Config.Bin+"/berth", "node", "--config", n.berthFile())...)
 }
 
 // named is a command line prefix that gives a program the node's name as its

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/leak"
 	"github.com/berth-io/berth/tests/registry"
 )
 
@@ -60,6 +61,14 @@ type NodeConfig struct {
 	Kubelet map[string]any `json:"kubelet,omitempty"`
 }
 
+func (cfg Config) kinds() []Kind {
+	var kinds []Kind
+	for _, n := range cfg.Nodes {
+		kinds = append(kinds, n.Kind)
+	}
+	return kinds
+}
+
 const (
 	namePrefix = "bc-" // of everything named on the machine
 	dirsDir    = "/var/tmp"
@@ -83,6 +92,7 @@ type Cluster struct {
 
 	name     string // with the prefix
 	parts    map[string]*part
+	before   map[string]leak.Snapshot // by node
 	closeReg func()
 }
 
@@ -93,7 +103,7 @@ func newCluster(cfg Config) (*Cluster, error) {
 	name := namePrefix + cfg.Name
 	c := &Cluster{
 		Config: cfg, name: name, Dir: filepath.Join(dirsDir, name), RunDir: filepath.Join(runsDir, name),
-		parts: map[string]*part{}, closeReg: func() {},
+		parts: map[string]*part{}, before: map[string]leak.Snapshot{}, closeReg: func() {},
 	}
 	for i, nc := range cfg.Nodes {
 		if nc.Kind != Berth && nc.Kind != Stock {
@@ -114,6 +124,9 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	}
 	if os.Getuid() != 0 {
 		return nil, errors.New("a cluster needs root, for namespaces, mounts and cgroups")
+	}
+	if err := Missing(cfg.Bin, cfg.kinds()...); err != nil {
+		return nil, err
 	}
 	if _, err := os.Stat(c.Dir); err == nil {
 		return nil, fmt.Errorf("there is a cluster %s already: %s", cfg.Name, c.Dir)

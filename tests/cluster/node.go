@@ -32,14 +32,13 @@ type Node struct {
 
 	c      *Cluster
 	config NodeConfig
-	index  int
 }
 
 func newNode(c *Cluster, i int, config NodeConfig) *Node {
 	name := fmt.Sprintf("n%d", i+1)
 	return &Node{
 		Name: name, IP: nodeIP(i), Kind: config.Kind, Dir: filepath.Join(c.Dir, name), RunDir: filepath.Join(c.RunDir, name),
-		c: c, config: config, index: i,
+		c: c, config: config,
 	}
 }
 
@@ -182,8 +181,6 @@ func (n *Node) connect(ctx context.Context) error {
 		if err := n.containerd().WriteNetwork(podCIDR); err != nil {
 			return err
 		}
-	} else if want := n.podCIDR(); podCIDR != want {
-		return fmt.Errorf("the node was assigned the pod subnet %s and was configured with %s", podCIDR, want)
 	}
 	return n.startServiceNetwork(ctx, podCIDR)
 }

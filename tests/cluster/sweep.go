@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/tests/leak"
@@ -36,7 +38,7 @@ func Down(name string) error {
 // scopes say what belongs to the cluster. There is one for each namespace and
 // for each cgroup, by what is there: its configuration may be gone.
 func (c *Cluster) scopes() ([]leak.Scope, error) {
-	namespaces, err := filepath.Glob("/run/netns/" + c.name + "-*")
+	namespaces, err := c.namespaces()
 	if err != nil {
 		return nil, err
 	}
@@ -54,36 +56,26 @@ func (c *Cluster) scopes() ([]leak.Scope, error) {
 	return scopes, nil
 }
 
-func (c *Cluster) killAll() error {
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		scopes, err := c.scopes()
+// processes are the cluster's that have not ended. Zombies have: whoever started
+// them has to reap them.
+func (c *Cluster) processes() ([]int, error) {
+	scopes, err := c.scopes()
+	if err != nil {
+		return nil, err
+	}
+	alive := map[int]bool{}
+	for _, s := range scopes {
+		found, err := leak.Processes(s)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		pids := map[int]bool{}
-		for _, s := range scopes {
-			found, err := leak.Processes(s)
-			if err != nil {
-				return err
+		for _, pid := range found {
+			if !zombie(pid) {
+				alive[pid] = true
 			}
-			for _, pid := range found {
-				pids[pid] = !zombie(pid) // whoever started it has to reap it
-			}
-		}
-		left := 0
-		for pid, alive := range pids {
-			if alive {
-				left++
-				_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
-			}
-		}
-		if left == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes %v do not end", pids)
 		}
 	}
+	return slices.Sorted(maps.Keys(alive)), nil
 }
 
 func zombie(pid int) bool {
@@ -91,27 +83,53 @@ func zombie(pid int) bool {
 	return err != nil || strings.Contains(string(status), "\nState:\tZ")
 }
 
+func (c *Cluster) killAll() error {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		pids, err := c.processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v do not end", pids)
+		}
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
+		}
+	}
+}
+
+// mounts are the cluster's mount points, the last mounted first.
+func (c *Cluster) mounts() ([]string, error) {
+	infos, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Mountpoint, c.Dir+"/") && !strings.HasPrefix(m.Mountpoint, c.RunDir+"/"), false
+	})
+	var points []string
+	for _, m := range slices.Backward(infos) {
+		points = append(points, m.Mountpoint)
+	}
+	return points, err
+}
+
 func (c *Cluster) unmountAll() error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	points, err := c.mounts()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, line := range slices.Backward(strings.Split(string(data), "\n")) {
-		f := strings.Fields(line)
-		if len(f) < 5 || !(strings.HasPrefix(f[4], c.Dir+"/") || strings.HasPrefix(f[4], c.RunDir+"/")) {
-			continue
-		}
-		// What is propagated may be gone with another mount before.
-		if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", f[4], err))
+	for _, point := range points {
+		// What was propagated may be gone with another mount before.
+		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// namespaces are the paths of the hosts' network namespaces.
+func (c *Cluster) namespaces() ([]string, error) { return filepath.Glob("/run/netns/" + c.name + "-*") }
+
 func (c *Cluster) removeNamespaces() error {
-	namespaces, err := filepath.Glob("/run/netns/" + c.name + "-*")
+	namespaces, err := c.namespaces()
 	if err != nil {
 		return err
 	}
@@ -169,4 +187,36 @@ func removeCgroup(dir string) error {
 		time.Sleep(10 * time.Millisecond)
 	}
 	return unix.EBUSY
+}
+
+// Left lists what a cluster of this name has on the machine, as Down knows it.
+func Left(name string) ([]string, error) {
+	c, err := newCluster(Config{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	pids, err := c.processes()
+	errs := []error{err}
+	var left []string
+	for _, pid := range pids {
+		left = append(left, fmt.Sprintf("process %d", pid))
+	}
+	for _, list := range []func() ([]string, error){c.mounts, c.namespaces, c.cgroupRoots, c.directories} {
+		found, err := list()
+		left, errs = append(left, found...), append(errs, err)
+	}
+	return left, errors.Join(errs...)
+}
+
+// directories are those of the cluster that are there.
+func (c *Cluster) directories() ([]string, error) {
+	var there []string
+	for _, dir := range []string{c.Dir, c.RunDir} {
+		if _, err := os.Lstat(dir); err == nil {
+			there = append(there, dir)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return there, nil
 }

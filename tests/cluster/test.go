@@ -42,6 +42,9 @@ func New(t harness.TB, cfg Config) *Cluster {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
+	if err := c.remember(); err != nil {
+		t.Fatalf("leak check: %v", err)
+	}
 	return c
 }
 

@@ -25,11 +25,17 @@ const usage = `usage: clusterctl up [-name NAME] [-bin DIR] [-nodes N] [-kind be
        clusterctl images [-bin DIR] [-debs DIR] DIR
 `
 
+var errUsage = errors.New("wrong usage")
+
 func main() {
 	if err := run(os.Args[1:]); err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
 			os.Exit(exit.ExitCode()) // the shell's own
+		}
+		if errors.Is(err, errUsage) {
+			fmt.Fprint(os.Stderr, usage)
+			os.Exit(2)
 		}
 		fmt.Fprintln(os.Stderr, "clusterctl:", err)
 		os.Exit(1)
@@ -38,7 +44,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New(usage)
+		return errUsage
 	}
 	flags := flag.NewFlagSet(args[0], flag.ExitOnError)
 	name := flags.String("name", "dev", "name of the cluster")
@@ -57,7 +63,7 @@ func run(args []string) error {
 		_ = flags.Parse(args[1:])
 		return cluster.ServeRegistry(*name)
 	}
-	return errors.New(usage)
+	return errUsage
 }
 
 func up(flags *flag.FlagSet, name *string, args []string) error {
@@ -103,7 +109,7 @@ func writeImages(flags *flag.FlagSet, args []string) error {
 	debs := flags.String("debs", "out/debs/root", "directory of unpacked packages")
 	_ = flags.Parse(args)
 	if flags.NArg() != 1 {
-		return errors.New(usage)
+		return errUsage
 	}
 	b := &images.Builder{Bin: filepath.Join(*bin, "tests"), Debs: *debs, Peers: filepath.Join(*bin, "peers")}
 	all, err := b.E2E()

@@ -5,7 +5,8 @@
 // It prints passed, failed and skipped specs, each failure with its reason, and
 // leaves the suite's own output, a JUnit file and Ginkgo's JSON report in a
 // directory. It exits 0 only if every spec that failed is listed in
-// exceptions.yaml and at least one passed.
+// exceptions.yaml, at least one passed, and Berth's nodes were left with nothing
+// of a pod.
 package main
 
 import (
@@ -78,6 +79,9 @@ func run(t harness.TB, o options) bool {
 	r := ginkgo.Summarize(specs, known)
 	r.Print(os.Stdout, fmt.Sprintf("e2e on %d %s nodes", len(c.Nodes), c.Nodes[0].Kind), time.Since(began))
 	fmt.Printf("reports and output: %s\n", o.report)
+	if o.attach == "" {
+		c.CheckNothingLeft(t)
+	}
 	bad := r.Unexpected(false)
 	fmt.Print(bad)
 	return bad == ""

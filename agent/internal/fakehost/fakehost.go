@@ -216,10 +216,26 @@ func (h *Hooks) Ran() []string {
 type NoObjects struct{}
 
 // ConfigMap finds nothing.
-func (NoObjects) ConfigMap(string, string) (*v1.ConfigMap, error) { return nil, nil }
+func (NoObjects) ConfigMap(_ context.Context, _ *v1.Pod, name string) (*v1.ConfigMap, error) {
+	return nil, volume.NotFound("configmap", name)
+}
 
 // Secret finds nothing.
-func (NoObjects) Secret(string, string) (*v1.Secret, error) { return nil, nil }
+func (NoObjects) Secret(_ context.Context, _ *v1.Pod, name string) (*v1.Secret, error) {
+	return nil, volume.NotFound("secret", name)
+}
 
 // Claim finds nothing.
-func (NoObjects) Claim(string, string) (string, bool, error) { return "", false, nil }
+func (NoObjects) Claim(_ context.Context, _ *v1.Pod, name string) (string, bool, error) {
+	return "", false, volume.NotFound("persistentvolumeclaim", name)
+}
+
+// Token finds no service account.
+func (NoObjects) Token(_ context.Context, pod *v1.Pod, _ *v1.ServiceAccountTokenProjection) (string, error) {
+	return "", volume.NotFound("serviceaccount", pod.Spec.ServiceAccountName)
+}
+
+// TrustBundle finds nothing.
+func (NoObjects) TrustBundle(context.Context, *v1.Pod, *v1.ClusterTrustBundleProjection) ([]byte, error) {
+	return nil, volume.ErrNotFound
+}
