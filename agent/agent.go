@@ -97,6 +97,7 @@ type Agent struct {
 	checkpoint *checkpoint.Store
 	pods       *dispatch.Dispatcher // nil before Run
 	cluster    *cluster             // nil: there is none
+	pressure   *pressure            // nil before Run, and without a cluster
 	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
@@ -220,6 +221,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
+		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
+			return err
+		}
 		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
 			return err
 		}
@@ -233,6 +237,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
+		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
 	group.Go(func() error {
 		select {
@@ -261,7 +266,15 @@ func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	if a.cluster == nil {
 		return nil
 	}
-	return a.cluster.admit
+	return a.admitted
+}
+
+// admitted decides about a new pod.
+func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
+	return a.config.Cluster.Admit.Check(admit.Input{
+		Pod: pod, Others: others, Node: a.cluster.current(),
+		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
+	})
 }
 
 // begun is told of pods that are about to start, or that have changed.

@@ -52,7 +52,8 @@ type Cluster struct {
 	// API is the kubelet's, on port 10250.
 	API API
 	// Admit checks new pods.
-	Admit *admit.Checker
+	Admit    *admit.Checker
+	Pressure Pressure
 }
 
 // API is how the kubelet's API is served. What the parts show is filled in.
@@ -113,7 +114,8 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 		return nil, err
 	}
 	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
-	c.Node.Facts = k.facts
+	c.Node.Facts = func(ctx context.Context) node.Facts { return k.facts(ctx, a.pressure) }
+	c.Node.Object = func() (*v1.Node, bool) { return k.node.Get("", k.nodeName) }
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
 	return k, nil
@@ -169,11 +171,6 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *
 	}, c.Server), counted, nil
 }
 
-// admit decides about a new pod.
-func (k *cluster) admit(pod *v1.Pod, others []*v1.Pod) admit.Decision {
-	return k.config.Admit.Check(admit.Input{Pod: pod, Others: others, Node: k.current()})
-}
-
 // current is the node as last seen, with the allocatable resources of now. One
 // that is not registered yet is what it will register as.
 func (k *cluster) current() *v1.Node {
@@ -226,8 +223,9 @@ func (k *cluster) assign(ctx context.Context) error {
 }
 
 // facts gathers what changes of a node.
-func (k *cluster) facts(ctx context.Context) node.Facts {
+func (k *cluster) facts(ctx context.Context, p *pressure) node.Facts {
 	f := k.config.Facts
+	f.MemoryPressure, f.DiskPressure, f.PIDPressure = p.under(v1.NodeMemoryPressure), p.under(v1.NodeDiskPressure), p.under(v1.NodePIDPressure)
 	version, err := k.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
 		f.Info.ContainerRuntimeVersion = "unknown://Unknown"
@@ -240,6 +238,9 @@ func (k *cluster) facts(ctx context.Context) node.Facts {
 		return f
 	}
 	f.Problems, f.Handlers, f.Features = node.Runtime(status)
+	if p != nil && p.stopper.ShuttingDown() {
+		f.Problems = append(f.Problems, "node is shutting down")
+	}
 	list, err := k.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 	if err != nil {
 		k.log.Warn("the node's images are not in its status", "err", err)

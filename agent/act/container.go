@@ -28,7 +28,7 @@ import (
 // StartContainer brings one container up: image, create, start, postStart.
 // An error is an *Error, or ctx's.
 func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContainer) error {
-	sandbox, err := a.sandboxConfig(ctx, pod.Pod, pod.Attempt)
+	sandbox, err := a.sandboxConfig(ctx, pod, pod.Attempt)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -23,7 +23,7 @@ import (
 // volumes. It is level driven: called again it repairs and refreshes.
 func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted, error) {
 	end := pod.Timeline.Begin(timeline.Cgroup, "")
-	_, err := a.Cgroups.EnsurePod(pod.Pod)
+	_, err := a.Cgroups.EnsurePod(pod.cgroupPod())
 	end(err)
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodContainer", "unable to ensure pod container exists: %v", err)

@@ -15,7 +15,7 @@ import (
 
 // CreateSandbox makes a pod's sandbox and returns its ID.
 func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
-	config, err := a.sandboxConfig(ctx, pod.Pod, attempt)
+	config, err := a.sandboxConfig(ctx, pod, attempt)
 	if ctx.Err() != nil && err != nil {
 		return "", err
 	}
@@ -79,16 +79,16 @@ func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
 
 // sandboxConfig is made anew for each call that wants it: it follows from the
 // pod, the attempt and the node.
-func (a *Actor) sandboxConfig(ctx context.Context, pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
-	parent, err := a.Cgroups.EnsurePod(pod)
+func (a *Actor) sandboxConfig(ctx context.Context, pod Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+	parent, err := a.Cgroups.EnsurePod(pod.cgroupPod())
 	if err != nil {
 		return nil, err
 	}
-	userNamespace, err := a.userNamespace(ctx, pod)
+	userNamespace, err := a.userNamespace(ctx, pod.Pod)
 	if err != nil {
 		return nil, err
 	}
-	return podspec.Sandbox(pod, attempt, a.config.Node, parent, userNamespace)
+	return podspec.Sandbox(pod.Pod, attempt, a.config.Node, parent, userNamespace)
 }
 
 // dnsWarnings tells what a pod's DNS policy could not give. On a node without

@@ -48,6 +48,7 @@ type Config[T Object] struct {
 // time; the objects it hands out are shared and not to be changed.
 type Set[T Object] struct {
 	config    Config[T]
+	logger    klog.Logger
 	reflector *cache.Reflector
 	first     sync.Once
 
@@ -58,11 +59,11 @@ type Set[T Object] struct {
 
 // New prepares a watch; Run watches.
 func New[T Object](c Config[T]) *Set[T] {
-	s := &Set[T]{config: c, objects: map[string]T{}, synced: make(chan struct{})}
+	logger := klog.Logger(logr.FromSlogHandler(c.Log.Handler()))
+	s := &Set[T]{config: c, logger: logger, objects: map[string]T{}, synced: make(chan struct{})}
 	if c.Selector == nil {
 		c.Selector = fields.Everything()
 	}
-	logger := klog.Logger(logr.FromSlogHandler(c.Log.Handler()))
 	lw := cache.NewListWatchFromClient(c.Client, c.Resource, c.Namespace, c.Selector)
 	s.reflector = cache.NewReflectorWithOptions(lw, c.Example, store[T]{s}, cache.ReflectorOptions{
 		Name: c.Resource, Logger: &logger,
@@ -73,7 +74,7 @@ func New[T Object](c Config[T]) *Set[T] {
 // Run watches until ctx ends, and returns its error. An API server that is away
 // is asked again, ever slower up to half a minute.
 func (s *Set[T]) Run(ctx context.Context) error {
-	s.reflector.RunWithContext(ctx)
+	s.reflector.RunWithContext(klog.NewContext(ctx, s.logger))
 	return ctx.Err()
 }
 

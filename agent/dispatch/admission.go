@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/worker"
@@ -77,17 +78,36 @@ func (d *Dispatcher) disrupt(pod *v1.Pod, s disruption.Stop) {
 	w.Stop(worker.Disrupting(pod, s))
 }
 
-// Disrupt ends a pod as failed for reasons of the node. Done is closed when it
-// has given back what it held; nil: there is no such pod.
-func (d *Dispatcher) Disrupt(pod *v1.Pod, s disruption.Stop) (done <-chan struct{}) {
+// Disrupt asks a pod to end as failed, for a reason of the node's. One that is
+// not here has ended.
+func (d *Dispatcher) Disrupt(uid types.UID, s disruption.Stop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	w := d.workers[string(pod.UID)]
-	if w == nil {
-		return nil
+	if w := d.workers[string(uid)]; w != nil {
+		d.disrupt(w.Pod(), s)
 	}
-	d.disrupt(pod, s)
-	return w.Released()
+}
+
+// Active are the pods that were admitted and have not ended.
+func (d *Dispatcher) Active() []*v1.Pod {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.active(nil)
+}
+
+// ByUID finds the worker of a pod; nil when there is none.
+func (d *Dispatcher) ByUID(uid types.UID) *worker.Worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.workers[string(uid)]
+}
+
+// Complete tells whether every source has reported, and every pod that the
+// host knows has its worker.
+func (d *Dispatcher) Complete() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.adopted
 }
 
 // roomMade tells Run that a pod has given back what it held.

@@ -80,6 +80,7 @@ type Dispatcher struct {
 	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
 	held      map[string]waiting        // by UID: admitted once those have ended that make room for it
 	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
+	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
@@ -178,7 +179,6 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		d.begun(w.Pod())
 		start(w)
 	}
-	adopted := false
 	inControl := sync.OnceFunc(func() { close(d.inHand) })
 	for {
 		select {
@@ -188,15 +188,17 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.apply(want) {
 				start(w)
 			}
-			if want.Complete && !adopted {
+			if want.Complete && !d.Complete() {
 				d.adopt(d.leftBehind(), start)
-				adopted = true
+				d.mu.Lock()
+				d.adopted = true
+				d.mu.Unlock()
 			}
 			if want.Local {
 				inControl()
 			}
 		case <-d.strange:
-			if adopted {
+			if d.Complete() {
 				d.adopt(d.strayed(), start)
 			}
 		case <-d.settled:

@@ -58,7 +58,7 @@ type Pods interface {
 // Meter measures.
 type Meter interface {
 	Node(ctx context.Context) (usage.Node, error)
-	// Pods measures those pods; one that cannot be measured is left out.
+	// Pods measures those pods, as far as it can; the error tells what it cannot.
 	Pods(ctx context.Context, pods []*v1.Pod) (map[types.UID]usage.Pod, error)
 }
 

@@ -2,6 +2,7 @@ package kubeletapi
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,7 +20,15 @@ func ping() error { return nil }
 // writer is stuck; Berth's logger writes at once or not at all, so it is good
 // whenever it answers.
 func (s *Server) checks() []check {
-	return []check{{"ping", ping}, {"log", ping}, {"syncloop", s.config.SyncLoop}}
+	sync := s.config.SyncLoop
+	if sync == nil {
+		sync = ping
+	}
+	checks := []check{{"ping", ping}, {"log", ping}, {"syncloop", sync}}
+	for _, name := range slices.Sorted(maps.Keys(s.config.MoreChecks)) {
+		checks = append(checks, check{name, s.config.MoreChecks[name]})
+	}
+	return checks
 }
 
 func (s *Server) health(m *mux) {

@@ -145,7 +145,7 @@ func (s *Server) answer(w http.ResponseWriter, v any) {
 	}
 }
 
-// fail answers as the kubelet's web service does: the bare text.
+// fail answers as the kubelet's web service does: with bare text.
 func fail(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

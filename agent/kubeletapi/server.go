@@ -86,7 +86,6 @@ type Metrics interface {
 
 // Config of a Server. The names are KubeletConfiguration's where it has one.
 type Config struct {
-	NodeName string
 	// Address and Port of the API; ReadOnlyPort 0 is none. HealthzPort 0 is none.
 	Address            string
 	Port, ReadOnlyPort int
@@ -110,9 +109,13 @@ type Config struct {
 
 	KubeletDir string // has checkpoints
 	LogDir     string // /var/log
-	// SyncLoop is the health of what syncs pods; nil error is good.
+	// SyncLoop is the health of what syncs pods: a nil error is good, and so is
+	// a nil function.
 	SyncLoop func() error
-	Log      *slog.Logger
+	// MoreChecks are what else makes up /healthz, by name; the kubelet has
+	// "device-plugin" there.
+	MoreChecks map[string]func() error
+	Log        *slog.Logger
 }
 
 // Parts are what the API shows.

@@ -17,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
 
 	"github.com/berth-io/berth/agent/kubeletapi/access"
 )
@@ -193,12 +194,13 @@ func TestTheHealthPortSaysThatTheProcessLives(t *testing.T) {
 		port = freePort(t)
 		w.config.HealthzPort = port
 		w.config.SyncLoop = func() error { return errors.New("stuck for 3m") }
+		w.config.MoreChecks = map[string]func() error{"device-plugin": func() error { return nil }}
 	})
 	if code, body := get(t, fmt.Sprintf("http://127.0.0.1:%d/healthz", port)); code != 200 || body != "ok" {
 		t.Errorf("%d %q", code, body)
 	}
 	code, body := w.ask("GET", "/healthz")
-	if want := "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\nhealthz check failed\n"; code != 500 || body != want {
+	if want := "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\n[+]device-plugin ok\nhealthz check failed\n"; code != 500 || body != want {
 		t.Errorf("%d %q", code, body)
 	}
 	if code, body := w.ask("GET", "/healthz/syncloop"); code != 500 || body != "internal server error: stuck for 3m\n" {
@@ -221,6 +223,43 @@ func TestLogAndProfilingHandlersCanBeSwitchedOffAlone(t *testing.T) {
 		if code, body := w.ask("GET", path); code != 405 || body != want {
 			t.Errorf("%s: %d %q", path, code, body)
 		}
+	}
+}
+
+func TestTheVerbosityOfLibrariesCanBeSet(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.config.EnableDebugFlagsHandler, w.config.SyncLoop = true, nil })
+	defer func() {
+		var zero klog.Level
+		if err := zero.Set("0"); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, c := range []struct {
+		method, body string
+		code         int
+		answer       string
+	}{
+		{"PUT", "3", 200, "successfully set klog.logging.verbosity to 3"}, {"PUT", "x", 400, `strconv.ParseUint: parsing "x": invalid syntax`}, {"GET", "", 406, "unsupported http method"},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), c.method, w.base+"/debug/flags/v", strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != c.code || !strings.HasPrefix(string(body), c.answer) {
+			t.Errorf("%s %s: %s %q %v", c.method, c.body, resp.Status, body, err)
+		}
+	}
+	if !klog.V(3).Enabled() {
+		t.Error("it is not set")
+	}
+	if code, body := w.ask("GET", "/healthz"); code != 200 || body != "ok" {
+		t.Errorf("without a check of the sync loop: %d %q", code, body)
 	}
 }
 

@@ -2,15 +2,18 @@ package kubeletapi
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/pprof"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
 )
 
 // notParseable is what the text form of the z-pages begins with (k8s.io/apiserver
@@ -101,10 +104,13 @@ func listed(paths []string) []string {
 	return out
 }
 
-// profiling serves /debug. The kubelet's log level is klog's; Berth's is set by
-// its own flag, so /debug/flags/v says that it is off.
+// profiling serves /debug.
 func (s *Server) profiling(m *mux) {
-	m.on("/debug/flags/v", no("flags endpoint is disabled."))
+	if s.config.EnableDebugFlagsHandler {
+		m.on("/debug/flags/v", s.verbosity)
+	} else {
+		m.on("/debug/flags/v", no("flags endpoint is disabled."))
+	}
 	if !s.config.EnableProfilingHandler {
 		m.on("/debug/pprof/", no("profiling endpoint is disabled."))
 		return
@@ -114,6 +120,31 @@ func (s *Server) profiling(m *mux) {
 	m.on("/debug/pprof/symbol", pprof.Symbol)
 	m.on("/debug/pprof/cmdline", pprof.Cmdline)
 	m.on("/debug/pprof/trace", pprof.Trace)
+}
+
+// verbosity sets how much Kubernetes' libraries log, as k8s.io/apiserver
+// pkg/server/routes StringFlagPutHandler does for the kubelet. Berth's own log has
+// its level in its configuration.
+func (s *Server) verbosity(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPut {
+		fail(w, http.StatusNotAcceptable, "unsupported http method")
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64))
+	if err != nil {
+		fail(w, http.StatusBadRequest, "error reading request body: "+err.Error())
+		return
+	}
+	if _, err := strconv.ParseUint(string(body), 10, 32); err != nil {
+		fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	var level klog.Level
+	if err := level.Set(string(body)); err != nil {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("failed set klog.logging.verbosity %s: %v", body, err))
+		return
+	}
+	fail(w, http.StatusOK, fmt.Sprintf("successfully set klog.logging.verbosity to %s", body))
 }
 
 func profileContention() { runtime.SetBlockProfileRate(1) }

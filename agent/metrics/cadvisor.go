@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -51,42 +54,83 @@ func (c *cri) collect(ctx context.Context, ch chan<- prometheus.Metric) error {
 	for _, d := range list.GetDescriptors() {
 		descs[d.GetName()] = desc(d.GetName(), d.GetHelp(), d.GetLabelKeys()...)
 	}
+	exact, err := c.cpuTimes(ctx)
+	if err != nil {
+		return err
+	}
 	all, err := c.runtime.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
 	if err != nil {
 		return err
 	}
+	send := func(m *runtimeapi.Metric) {
+		out, err := convert(descs[m.GetName()], m, exact)
+		switch {
+		case err != nil:
+			c.log.Debug("the runtime's metric does not match its descriptor", "metric", m.GetName(), "err", err)
+		case out != nil:
+			ch <- out
+		}
+	}
 	for _, pod := range all.GetPodMetrics() {
 		for _, m := range pod.GetMetrics() {
-			c.send(ch, descs, m)
+			send(m)
 		}
 		for _, container := range pod.GetContainerMetrics() {
 			for _, m := range container.GetMetrics() {
-				c.send(ch, descs, m)
+				send(m)
 			}
 		}
 	}
 	return nil
 }
 
-// send leaves out a metric without a descriptor, or with labels other than it says.
-func (c *cri) send(ch chan<- prometheus.Metric, descs map[string]*prometheus.Desc, m *runtimeapi.Metric) {
-	d := descs[m.GetName()]
+// cpuTime is the metric that rates are taken of. The CRI's metrics are whole
+// numbers, which makes steps of seconds of it; its statistics have nanoseconds.
+const cpuTime = "container_cpu_usage_seconds_total"
+
+// cpuTimes are the CPU times of containers and pods by ID; none of a runtime
+// without statistics of pods.
+func (c *cri) cpuTimes(ctx context.Context) (map[string]*runtimeapi.CpuUsage, error) {
+	r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	if status.Code(err) == codes.Unimplemented {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	times := map[string]*runtimeapi.CpuUsage{}
+	for _, pod := range r.GetStats() {
+		times[pod.GetAttributes().GetId()] = pod.GetLinux().GetCpu()
+		for _, container := range pod.GetLinux().GetContainers() {
+			times[container.GetAttributes().GetId()] = container.GetCpu()
+		}
+	}
+	return times, nil
+}
+
+// convert is nil for a metric without a descriptor. IDs are the values of
+// labels: "name" with Berth's runtime, "id" with containerd.
+func convert(d *prometheus.Desc, m *runtimeapi.Metric, exact map[string]*runtimeapi.CpuUsage) (prometheus.Metric, error) {
 	if d == nil {
-		return
+		return nil, nil
 	}
 	kind := prometheus.CounterValue
 	if m.GetMetricType() == runtimeapi.MetricType_GAUGE {
 		kind = prometheus.GaugeValue
 	}
-	out, err := prometheus.NewConstMetric(d, kind, float64(m.GetValue().GetValue()), m.GetLabelValues()...)
-	if err != nil {
-		c.log.Debug("the runtime's metric does not match its descriptor", "metric", m.GetName(), "err", err)
-		return
+	value, at := float64(m.GetValue().GetValue()), m.GetTimestamp()
+	if m.GetName() == cpuTime {
+		for _, label := range m.GetLabelValues() {
+			if cpu := exact[label]; cpu.GetUsageCoreNanoSeconds() != nil && label != "" {
+				value, at = seconds(cpu.GetUsageCoreNanoSeconds().GetValue()), cpu.GetTimestamp()
+			}
+		}
 	}
-	if t := m.GetTimestamp(); t != 0 {
-		out = prometheus.NewMetricWithTimestamp(time.Unix(0, t), out)
+	out, err := prometheus.NewConstMetric(d, kind, value, m.GetLabelValues()...)
+	if err != nil || at == 0 {
+		return out, err
 	}
-	ch <- out
+	return prometheus.NewMetricWithTimestamp(time.Unix(0, at), out), nil
 }
 
 // machine are cAdvisor's machine_* that dashboards use.
@@ -95,12 +139,30 @@ func machine(c Config) prometheus.Collector {
 	cores, sockets := topology()
 	memory, swap := memoryOf()
 	return several{
+		version(),
+		constant("machine_scrape_error", "1 if there was an error while getting machine metrics, 0 otherwise.", 0),
 		constant("machine_cpu_cores", "Number of logical CPU cores.", float64(runtime.NumCPU()), labels...),
 		constant("machine_cpu_physical_cores", "Number of physical CPU cores.", float64(cores), labels...),
 		constant("machine_cpu_sockets", "Number of CPU sockets.", float64(sockets), labels...),
 		constant("machine_memory_bytes", "Amount of memory installed on the machine.", memory, labels...),
 		constant("machine_swap_bytes", "Amount of swap memory available on the machine.", swap, labels...),
 	}
+}
+
+// version is cAdvisor's of the host: dashboards read kernel and system from it.
+// There is no cAdvisor, and no docker.
+func version() prometheus.Collector {
+	var u unix.Utsname
+	_ = unix.Uname(&u) // fails only for a bad pointer
+	system := "Linux"
+	data, _ := os.ReadFile("/etc/os-release") // not there in a bare image
+	for line := range bytes.Lines(data) {
+		if name, ok := strings.CutPrefix(string(line), "PRETTY_NAME="); ok {
+			system = strings.Trim(strings.TrimSpace(name), `"`)
+		}
+	}
+	return constant("cadvisor_version_info", "A metric with a constant '1' value labeled by kernel version, OS version, docker version, cadvisor version & cadvisor revision.",
+		1, "kernelVersion", unix.ByteSliceToString(u.Release[:]), "osVersion", system, "dockerVersion", "", "cadvisorVersion", "", "cadvisorRevision", "")
 }
 
 // topology reads physical cores and sockets; a machine that does not tell has

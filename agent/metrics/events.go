@@ -104,9 +104,10 @@ func (e *Events) histograms(name, help string, buckets []float64, labels ...stri
 	return h
 }
 
-// newEvents has the names, help texts and buckets of pkg/kubelet/metrics and
-// pkg/kubelet/server/metrics.
-func newEvents() *Events {
+// NewEvents makes the counters, with the names, help texts and buckets of
+// pkg/kubelet/metrics and pkg/kubelet/server/metrics. They are shown by the
+// Metrics that they are given to.
+func NewEvents() *Events {
 	e := &Events{}
 	e.pods()
 	e.resources()

@@ -45,11 +45,15 @@ type Runtime interface {
 	ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error)
 	ListContainers(context.Context, *runtimeapi.ListContainersRequest, ...grpc.CallOption) (*runtimeapi.ListContainersResponse, error)
 	ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest, ...grpc.CallOption) (*runtimeapi.ListMetricDescriptorsResponse, error)
+	ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxStatsResponse, error)
 	ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxMetricsResponse, error)
 }
 
 // Config of Metrics.
 type Config struct {
+	// Events may have been told of before there are registries to show them, as
+	// by the connection that Runtime stands on; nil: new ones.
+	Events   *Events
 	NodeName string
 	// Version, Commit and BuildDate are those of kubernetes_build_info; Version
 	// as "v1.36.3".
@@ -69,19 +73,23 @@ const scrapeTimeout = 30 * time.Second
 // Metrics are all of them.
 type Metrics struct {
 	*Events
+	start                                  time.Time
 	main, cadvisor, resource, probes, slis *prometheus.Registry
 }
 
-// New makes the registries. Nothing is counted yet.
+// New makes the registries.
 func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
+	if c.Events == nil {
+		c.Events = NewEvents()
+	}
 	m := &Metrics{
-		Events: newEvents(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
+		Events: c.Events, start: time.Now(), main: prometheus.NewRegistry(), cadvisor: prometheus.NewRegistry(),
 		resource: prometheus.NewRegistry(), probes: prometheus.NewRegistry(), slis: prometheus.NewRegistry(),
 	}
 	started := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds.",
 	})
-	started.Set(float64(time.Now().UnixNano()) / float64(time.Second))
+	started.Set(float64(m.start.UnixNano()) / float64(time.Second))
 	m.main.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
 	m.main.MustRegister(m.Events.kubelet()...)
 	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, log: c.Log})
@@ -93,14 +101,14 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	m.cadvisor.MustRegister(newCRI(runtime, c), machine(c))
 	m.resource.MustRegister(&resources{stats: stats, log: c.Log})
 	m.probes.MustRegister(started, m.Probes, m.ProbeDuration)
-	m.slis.MustRegister(m.health, m.healthTotal)
+	m.slis.MustRegister(started, m.health, m.healthTotal)
 	return m
 }
 
 // Handlers by path.
 func (m *Metrics) Handlers() map[string]http.Handler {
 	of := func(r *prometheus.Registry) http.Handler {
-		return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
+		return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, ProcessStartTime: m.start})
 	}
 	return map[string]http.Handler{
 		"/metrics": of(m.main), "/metrics/cadvisor": of(m.cadvisor), "/metrics/resource": of(m.resource),

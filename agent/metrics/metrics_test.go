@@ -32,6 +32,16 @@ var when = metav1.NewTime(time.Unix(1764288000, 0))
 
 type fakeRuntime struct{ err error }
 
+func (f *fakeRuntime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	return &runtimeapi.ListPodSandboxStatsResponse{Stats: []*runtimeapi.PodSandboxStats{{
+		Attributes: &runtimeapi.PodSandboxAttributes{Id: "sb"},
+		Linux: &runtimeapi.LinuxPodSandboxStats{Containers: []*runtimeapi.ContainerStats{{
+			Attributes: &runtimeapi.ContainerAttributes{Id: "c1"},
+			Cpu:        &runtimeapi.CpuUsage{Timestamp: when.Add(time.Second).UnixNano(), UsageCoreNanoSeconds: &runtimeapi.UInt64Value{Value: 7_250_000_000}},
+		}}},
+	}}}, f.err
+}
+
 func (f *fakeRuntime) ListPodSandbox(context.Context, *runtimeapi.ListPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.ListPodSandboxResponse, error) {
 	m := &runtimeapi.PodSandboxMetadata{Uid: "u1"}
 	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{
@@ -104,7 +114,7 @@ func (p podSet) Pods() []*v1.Pod { return p }
 func newMetrics(t *testing.T, runtimeErr, statsErr error) *Metrics {
 	static := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"kubernetes.io/config.source": "file"}}}
 	done := &v1.Pod{Status: v1.PodStatus{Phase: v1.PodSucceeded}}
-	return New(&fakeRuntime{runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done}, Config{
+	return New(&fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done}, Config{
 		NodeName: "n1", Version: "v1.36.3", Commit: "abc", CgroupVersion: 2, MachineID: "m", SystemUUID: "s", BootID: "b",
 		ClientExpiry: func() time.Time { return time.Now().Add(time.Hour) }, ServerExpiry: func() time.Time { return time.Time{} },
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
@@ -234,12 +244,13 @@ func TestValuesOfMetrics(t *testing.T) {
 	has(t, scrape(t, m, "/metrics/slis"), `kubernetes_healthcheck{name="ping",type="healthz"} 1`, `kubernetes_healthcheck{name="syncloop",type="healthz"} 0`,
 		`kubernetes_healthchecks_total{name="syncloop",status="error",type="healthz"} 1`)
 	has(t, scrape(t, m, "/metrics/cadvisor"), `container_scrape_error 0`,
-		`container_cpu_usage_seconds_total{container="app",cpu="total",id="/kubepods/podu1/c1",image="nginx",name="c1",namespace="default",pod="web"} 7 1764288000000`)
+		`container_cpu_usage_seconds_total{container="app",cpu="total",id="/kubepods/podu1/c1",image="nginx",name="c1",namespace="default",pod="web"} 7.25 1764288001000`, // the statistics' own
+		`container_cpu_usage_seconds_total{container="",cpu="total",id="/kubepods/podu1",image="",name="sb",namespace="default",pod="web"} 9 1764288000000`)
 }
 
 func TestAFailingRuntimeShowsInTheScrapeErrors(t *testing.T) {
 	m := newMetrics(t, errors.New("gone"), errors.New("gone"))
-	has(t, scrape(t, m, "/metrics/resource"), "scrape_error 1", "resource_scrape_error 1")
+	has(t, scrape(t, m, "/metrics/resource"), "resource_scrape_error 1")
 	has(t, scrape(t, m, "/metrics/cadvisor"), "container_scrape_error 1")
 	has(t, scrape(t, m, "/metrics"), `kubelet_node_name{node="n1"} 1`)
 }

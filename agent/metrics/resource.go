@@ -27,7 +27,7 @@ var (
 	podMemory = desc("pod_memory_working_set_bytes", "Current working set of the pod in bytes", "pod", "namespace")
 	podSwap   = desc("pod_swap_usage_bytes", "Current amount of the pod swap usage in bytes. Reported only on non-windows systems", "pod", "namespace")
 
-	scrapeError         = desc("scrape_error", "(Deprecated since 1.29.0) 1 if there was an error while getting container metrics, 0 otherwise")
+	// The kubelet's older name of it, scrape_error, is hidden since 1.36.
 	resourceScrapeError = desc("resource_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise")
 )
 
@@ -41,7 +41,7 @@ type resources struct {
 func (r *resources) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		nodeCPU, nodeMemory, nodeSwap, containerStart, containerCPU, containerMemory, containerSwap, containerSwapLimit,
-		podCPU, podMemory, podSwap, scrapeError, resourceScrapeError,
+		podCPU, podMemory, podSwap, resourceScrapeError,
 	} {
 		ch <- d
 	}
@@ -62,7 +62,6 @@ func (r *resources) Collect(ch chan<- prometheus.Metric) {
 			pod(ch, &s.Pods[i])
 		}
 	}
-	ch <- gauge(scrapeError, failed)
 	ch <- gauge(resourceScrapeError, failed)
 }
 

@@ -153,8 +153,17 @@ func (r *Reconciler) remove(ctx context.Context, m *v1.Pod) error {
 func (r *Reconciler) create(ctx context.Context, pod *v1.Pod, node *v1.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := r.config.Client.Pods(pod.Namespace).Create(ctx, Of(pod, node), metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	pods, mirror := r.config.Client.Pods(pod.Namespace), Of(pod, node)
+	_, err := pods.Create(ctx, mirror, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		// Of another pod that has the name nobody tells when it goes: it may be
+		// another node's.
+		taken, readErr := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+		if readErr == nil && taken.Annotations[manifest.AnnotationConfigMirror] == mirror.Annotations[manifest.AnnotationConfigMirror] {
+			return nil // it is there, and the watch has not told yet
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("create the mirror pod of %s: %w", fullName(pod), err)
 	}
 	return nil

@@ -42,9 +42,13 @@ type Config struct {
 	ProviderID  string
 	// Register makes the node's object where there is none (registerNode).
 	Register bool
+	// Object is the node's object as the API server was last seen to have it;
+	// false: it was not seen. Others write into it too: controllers above all,
+	// which take a node that they do not hear of for lost.
+	Object func() (*v1.Node, bool)
 	// Facts are what the status says; ctx bounds looking for them.
 	Facts func(ctx context.Context) Facts
-	// Event tells of a change of a condition, in the kubelet's reasons.
+	// Event tells of what became of the node, in the kubelet's reasons.
 	Event func(eventType, reason, message string)
 	// Every is how often the facts are looked at, and Report how often the
 	// status is written even though it says the same (nodeStatusUpdateFrequency,
@@ -128,16 +132,22 @@ func (r *Registrar) tryRegister(ctx context.Context) (*v1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	nodes := r.config.Client.CoreV1().Nodes()
+	var refused error
 	if r.config.Register {
 		node, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 		if err == nil {
 			return node, nil
 		}
-		if !apierrors.IsAlreadyExists(err) {
+		// One that may not be created may be there all the same.
+		if !apierrors.IsAlreadyExists(err) && !apierrors.IsForbidden(err) {
 			return nil, fmt.Errorf("create node %s: %w", want.Name, err)
 		}
+		refused = err
 	}
 	node, err := nodes.Get(ctx, want.Name, metav1.GetOptions{})
+	if err != nil && apierrors.IsForbidden(refused) {
+		return nil, fmt.Errorf("create node %s: %w", want.Name, refused)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("get node %s: %w", want.Name, err)
 	}
@@ -194,8 +204,11 @@ func (r *Registrar) facts(ctx context.Context) Facts {
 // keep writes the status when it says something else, and from time to time
 // when it does not.
 func (r *Registrar) keep(ctx context.Context, node *v1.Node) error {
+	r.tell(v1.NodeStatus{}, node.Status)
 	began := time.Now()
 	var written time.Time
+	var seen *v1.Node // the newest that the watch has told
+	unschedulable := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -205,6 +218,14 @@ func (r *Registrar) keep(ctx context.Context, node *v1.Node) error {
 		case <-timer.C:
 		case <-r.wake:
 		}
+		if object, ok := r.config.Object(); ok && object != seen {
+			node, seen = object, object
+		}
+		if unschedulable != node.Spec.Unschedulable {
+			unschedulable = node.Spec.Unschedulable
+			r.event(schedulableReason(unschedulable))
+		}
+		failed := false
 		now := time.Now()
 		next := Status(r.facts(ctx), node.Status, now)
 		if now.Sub(written) >= r.config.Report || !Same(node.Status, next) {
@@ -214,11 +235,11 @@ func (r *Registrar) keep(ctx context.Context, node *v1.Node) error {
 				node, written = updated, now
 			case ctx.Err() == nil:
 				r.config.Log.Warn("the node's status is not in the API yet; it is tried again", "err", err)
-				node = r.reread(ctx, node)
+				node, failed = r.reread(ctx, node), true
 			}
 		}
 		pause := r.config.Every
-		if !ready(node.Status) && now.Sub(began) < starting {
+		if !failed && !ready(node.Status) && now.Sub(began) < starting {
 			pause = eager
 		}
 		timer.Reset(pause)
@@ -275,18 +296,20 @@ func (r *Registrar) patch(ctx context.Context, old, next *v1.Node, subresource s
 	return r.config.Client.CoreV1().Nodes().Patch(ctx, old.Name, types.StrategicMergePatchType, data, metav1.PatchOptions{}, sub...)
 }
 
-// tell makes events of conditions that have changed, in the kubelet's words.
+// tell makes events of what has changed, in the kubelet's words.
 func (r *Registrar) tell(old, next v1.NodeStatus) {
+	if id := next.NodeInfo.BootID; old.NodeInfo.BootID != "" && id != old.NodeInfo.BootID {
+		r.config.Event(v1.EventTypeWarning, "Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", r.config.Name, id))
+	}
 	for i := range next.Conditions {
-		c := &next.Conditions[i]
-		before := find(old.Conditions, c.Type)
-		if before != nil && before.Status == c.Status || before == nil && c.Type != v1.NodeReady {
-			continue
-		}
-		if reason := eventReason(c); reason != "" {
-			r.config.Event(v1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", r.config.Name, reason))
+		if c := &next.Conditions[i]; changed(find(old.Conditions, c.Type), c) {
+			r.event(eventReason(c))
 		}
 	}
+}
+
+func (r *Registrar) event(reason string) {
+	r.config.Event(v1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", r.config.Name, reason))
 }
 
 // heartbeat renews the node's lease, which tells the cluster that it is alive.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -33,7 +34,7 @@ type Facts struct {
 // as it was (pkg/kubelet/nodestatus/setters.go has the conditions' words).
 func Status(f Facts, previous v1.NodeStatus, now time.Time) v1.NodeStatus {
 	s := *previous.DeepCopy()
-	s.Capacity, s.Allocatable = f.Capacity, f.Allocatable
+	s.Capacity, s.Allocatable = resources(f, previous.Capacity)
 	s.NodeInfo = f.Info
 	s.DaemonEndpoints.KubeletEndpoint.Port = f.Port
 	s.Images, s.RuntimeHandlers, s.Features = f.Images, f.Handlers, f.Features
@@ -62,6 +63,25 @@ func Status(f Facts, previous v1.NodeStatus, now time.Time) v1.NodeStatus {
 		setCondition(&s, c, now)
 	}
 	return s
+}
+
+// resources are the node's own, and those that others have given it, of which
+// all can be used (pkg/kubelet/nodestatus/setters.go, MachineInfo).
+func resources(f Facts, previous v1.ResourceList) (capacity, allocatable v1.ResourceList) {
+	capacity, allocatable = maps.Clone(f.Capacity), maps.Clone(f.Allocatable)
+	for name, q := range previous {
+		if _, own := f.Capacity[name]; own || strings.HasPrefix(string(name), v1.ResourceHugePagesPrefix) {
+			continue
+		}
+		if capacity == nil {
+			capacity = v1.ResourceList{}
+		}
+		if allocatable == nil {
+			allocatable = v1.ResourceList{}
+		}
+		capacity[name], allocatable[name] = q, q
+	}
+	return capacity, allocatable
 }
 
 func pressure(t v1.NodeConditionType, on bool, badReason, badMessage, goodReason, goodMessage string) v1.NodeCondition {
@@ -108,8 +128,22 @@ func Same(a, b v1.NodeStatus) bool {
 	return equality.Semantic.DeepEqual(a, b)
 }
 
-// eventReason is the kubelet's reason for an event about a condition; empty:
-// it makes none.
+// changed tells whether the kubelet makes an event of a condition that was
+// another before, or not there (nil). Of conditions of others it does not tell,
+// nor of what a controller says of a node that it does not hear of.
+func changed(before, now *v1.NodeCondition) bool {
+	switch {
+	case now.Status == v1.ConditionUnknown:
+		return false
+	case now.Type == v1.NodeReady: // a node that is new is not told of: it is not ready yet
+		return before != nil && before.Status != now.Status
+	case slices.Contains([]v1.NodeConditionType{v1.NodeMemoryPressure, v1.NodeDiskPressure, v1.NodePIDPressure}, now.Type):
+		return before == nil || before.Status != now.Status
+	}
+	return false
+}
+
+// eventReason is the kubelet's reason for an event about a condition.
 func eventReason(c *v1.NodeCondition) string {
 	if c.Type != v1.NodeReady {
 		return strings.Replace(c.Reason, "Kubelet", "Node", 1)
@@ -118,6 +152,13 @@ func eventReason(c *v1.NodeCondition) string {
 		return "NodeReady"
 	}
 	return "NodeNotReady"
+}
+
+func schedulableReason(unschedulable bool) string {
+	if unschedulable {
+		return "NodeNotSchedulable"
+	}
+	return "NodeSchedulable"
 }
 
 const (

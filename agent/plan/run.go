@@ -6,6 +6,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/agent/probe"
@@ -28,6 +29,8 @@ type Input struct {
 	// more, by container name.
 	Past    map[string]Past
 	Backoff Backoff
+	// Actuated is what the pod's cgroup and its containers have.
+	Actuated allocation.Actuated
 	// RestartLimit is how many restarts the pod's containers have together; nil:
 	// any number.
 	RestartLimit *int64
@@ -45,8 +48,9 @@ type Past struct {
 
 // Keys of failures that are not one container's: no container has such a name.
 const (
-	PodFailure   = ""
-	PruneFailure = "(prune)"
+	PodFailure    = ""
+	PruneFailure  = "(prune)"
+	ResizeFailure = "(resize)"
 )
 
 // Failure is an action that did not work and when it may be tried again.
@@ -74,6 +78,7 @@ func Run(in Input) Decision {
 		d.Complete = r.containers()
 	}
 	r.ephemeralContainers()
+	resize(in, &d)
 	prune(in, &d) // last: a leftover that resists holds nothing up
 	return d
 }
@@ -244,8 +249,10 @@ func (r *run) keepRunning(c *v1.Container, init bool) bool {
 		r.d.act(KillContainer{ID: cur.ID, Name: cur.Name, Reason: "Killing",
 			Message: "Container " + c.Name + " definition changed, will be restarted", Restart: true})
 		return false
+	case cur.State == observed.Running && r.healthy(c, cur):
+		return !r.restartToResize(c, cur)
 	case cur.State == observed.Running:
-		return r.healthy(c, cur)
+		return false
 	case cur.State == observed.Created:
 		// Created, never started: the agent died in between. Its successor
 		// takes over its attempt.
@@ -296,7 +303,7 @@ func (r *run) start(c *v1.Container, init bool) {
 		r.d.Failed = &Waiting{Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}
 		return
 	}
-	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited {
+	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && !changed(c, last) {
 		from, delay := r.in.Backoff.next(last)
 		if from.After(r.in.Now) {
 			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)

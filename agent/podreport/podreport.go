@@ -54,11 +54,14 @@ type Reporter struct {
 	pods map[types.UID]*pod
 }
 
-// pod is what is known of one. Its sent and seen belong to who works on it.
+// pod is what is known of one. Its sent and gone belong to who works on it.
 type pod struct {
 	report worker.Report
 	seen   *v1.Pod // the object that was last compared
 	sent   *v1.Pod // what the API server made of seen when it was told last
+	// gone is the object that was let go. It is there until its finalizers are
+	// done, and until the watch has told that it is not.
+	gone types.UID
 }
 
 // New returns a Reporter; Run reports.
@@ -192,17 +195,23 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 		r.mu.Unlock()
 		object = written
 	}
-	if report.Settled && mayGo(report.Pod, object) {
-		return r.remove(ctx, object)
+	if !report.Settled || p.gone == object.UID || !mayGo(report.Pod, object) {
+		return nil
 	}
+	if err := r.remove(ctx, object); err != nil {
+		return err
+	}
+	p.gone = object.UID
 	return nil
 }
 
-// mayGo tells whether an object waits for its node to let it go. One with a
-// grace period of zero was let go already, and waits for finalizers.
+// mayGo tells whether an object waits for its node to let it go. Before that
+// everybody has to know how the pod ended. One with a grace period of zero was
+// let go already, and waits for finalizers.
 func mayGo(p, object *v1.Pod) bool {
+	ended := object.Status.Phase == v1.PodSucceeded || object.Status.Phase == v1.PodFailed
 	grace := object.DeletionGracePeriodSeconds
-	return !manifest.Static(p) && object.DeletionTimestamp != nil && (grace == nil || *grace != 0)
+	return !manifest.Static(p) && object.DeletionTimestamp != nil && ended && (grace == nil || *grace != 0)
 }
 
 func (r *Reporter) patch(ctx context.Context, object *v1.Pod, next v1.PodStatus) (*v1.Pod, error) {

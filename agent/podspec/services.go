@@ -1,8 +1,8 @@
 package podspec
 
 import (
-	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -16,29 +16,23 @@ import (
 // case (pkg/kubelet/kubelet_pods.go, getServiceEnvVarMap).
 func ServiceEnv(pod *v1.Pod, services []*v1.Service) map[string]string {
 	links := pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks
-	env := map[string]string{}
-	services = slices.Clone(services)
-	slices.SortFunc(services, func(a, b *v1.Service) int {
-		// A service of the pod's own namespace comes last, and so prevails.
-		return cmp.Or(
-			cmp.Compare(boolToInt(a.Namespace == pod.Namespace), boolToInt(b.Namespace == pod.Namespace)),
-			strings.Compare(a.Name, b.Name))
-	})
+	byName := map[string]*v1.Service{}
 	for _, s := range services {
-		api := s.Namespace == v1.NamespaceDefault && s.Name == "kubernetes"
-		if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone || len(s.Spec.Ports) == 0 || !api && !(links && s.Namespace == pod.Namespace) {
+		if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone || len(s.Spec.Ports) == 0 {
 			continue
 		}
-		serviceVariables(s, env)
+		switch {
+		case links && s.Namespace == pod.Namespace:
+			byName[s.Name] = s // also instead of the API server's
+		case s.Namespace == v1.NamespaceDefault && s.Name == "kubernetes" && byName[s.Name] == nil:
+			byName[s.Name] = s
+		}
+	}
+	env := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		serviceVariables(byName[name], env)
 	}
 	return env
-}
-
-func boolToInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // serviceVariables adds the variables of one service: Kubernetes' own and those

@@ -1,71 +1,62 @@
 package podspec
 
 import (
-	"maps"
-	"slices"
-	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-func TestServiceEnv(t *testing.T) {
-	services := []*v1.Service{
-		service("default", "kubernetes", "10.96.0.1", []v1.ServicePort{{Name: "https", Port: 443, Protocol: v1.ProtocolTCP}}),
-		service("ns", "my-web", "fd00::1", []v1.ServicePort{{Name: "http-alt", Port: 8080}, {Port: 53, Protocol: v1.ProtocolUDP}}),
-		service("ns", "headless", "None", []v1.ServicePort{{Port: 1}}),
-		service("ns", "external", "", nil),
-		service("other", "elsewhere", "10.96.0.9", []v1.ServicePort{{Port: 1}}),
+func service(namespace, name, ip string, ports ...v1.ServicePort) *v1.Service {
+	return &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Spec: v1.ServiceSpec{ClusterIP: ip, Ports: ports}}
+}
+
+func TestServiceVariables(t *testing.T) {
+	https := v1.ServicePort{Name: "https", Port: 443}
+	api := service("default", "kubernetes", "10.96.0.1", https)
+	apiEnv := map[string]string{
+		"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443", "KUBERNETES_SERVICE_PORT_HTTPS": "443",
+		"KUBERNETES_PORT": "tcp://10.96.0.1:443", "KUBERNETES_PORT_443_TCP": "tcp://10.96.0.1:443",
+		"KUBERNETES_PORT_443_TCP_PROTO": "tcp", "KUBERNETES_PORT_443_TCP_PORT": "443", "KUBERNETES_PORT_443_TCP_ADDR": "10.96.0.1",
 	}
-	own := service("ns", "kubernetes", "10.96.0.7", []v1.ServicePort{{Name: "https", Port: 443}})
-	const api = "KUBERNETES_PORT=tcp://10.96.0.1:443|KUBERNETES_PORT_443_TCP=tcp://10.96.0.1:443|KUBERNETES_PORT_443_TCP_ADDR=10.96.0.1|" +
-		"KUBERNETES_PORT_443_TCP_PORT=443|KUBERNETES_PORT_443_TCP_PROTO=tcp|KUBERNETES_SERVICE_HOST=10.96.0.1|KUBERNETES_SERVICE_PORT=443|KUBERNETES_SERVICE_PORT_HTTPS=443"
-	const web = "MY_WEB_PORT=tcp://[fd00::1]:8080|MY_WEB_PORT_53_UDP=udp://[fd00::1]:53|MY_WEB_PORT_53_UDP_ADDR=fd00::1|MY_WEB_PORT_53_UDP_PORT=53|MY_WEB_PORT_53_UDP_PROTO=udp|" +
-		"MY_WEB_PORT_8080_TCP=tcp://[fd00::1]:8080|MY_WEB_PORT_8080_TCP_ADDR=fd00::1|MY_WEB_PORT_8080_TCP_PORT=8080|MY_WEB_PORT_8080_TCP_PROTO=tcp|" +
-		"MY_WEB_SERVICE_HOST=fd00::1|MY_WEB_SERVICE_PORT=8080|MY_WEB_SERVICE_PORT_HTTP_ALT=8080"
-	no := false
-	for _, test := range []struct {
+	dns := service("mine", "my-dns", "2001:db8::1", v1.ServicePort{Port: 53, Protocol: v1.ProtocolUDP}, v1.ServicePort{Name: "dns-tcp", Port: 53, Protocol: v1.ProtocolTCP})
+	dnsEnv := map[string]string{
+		"MY_DNS_SERVICE_HOST": "2001:db8::1", "MY_DNS_SERVICE_PORT": "53", "MY_DNS_SERVICE_PORT_DNS_TCP": "53",
+		"MY_DNS_PORT": "udp://[2001:db8::1]:53", "MY_DNS_PORT_53_UDP": "udp://[2001:db8::1]:53",
+		"MY_DNS_PORT_53_UDP_PROTO": "udp", "MY_DNS_PORT_53_UDP_PORT": "53", "MY_DNS_PORT_53_UDP_ADDR": "2001:db8::1",
+		"MY_DNS_PORT_53_TCP": "tcp://[2001:db8::1]:53", "MY_DNS_PORT_53_TCP_PROTO": "tcp", "MY_DNS_PORT_53_TCP_PORT": "53",
+		"MY_DNS_PORT_53_TCP_ADDR": "2001:db8::1",
+	}
+	own := service("mine", "kubernetes", "10.96.9.9", v1.ServicePort{Port: 80})
+	ownEnv := map[string]string{
+		"KUBERNETES_SERVICE_HOST": "10.96.9.9", "KUBERNETES_SERVICE_PORT": "80",
+		"KUBERNETES_PORT": "tcp://10.96.9.9:80", "KUBERNETES_PORT_80_TCP": "tcp://10.96.9.9:80",
+		"KUBERNETES_PORT_80_TCP_PROTO": "tcp", "KUBERNETES_PORT_80_TCP_PORT": "80", "KUBERNETES_PORT_80_TCP_ADDR": "10.96.9.9",
+	}
+	for _, c := range []struct {
 		name     string
 		links    *bool
 		services []*v1.Service
-		want     string
+		want     []map[string]string
 	}{
-		{"the API server and the namespace", nil, services, api + "|" + web},
-		{"without links the API server only", &no, services, api},
-		{"a service of the API server's name comes first", nil, []*v1.Service{own, services[0]}, strings.ReplaceAll(api, "10.96.0.1", "10.96.0.7")},
-		{"no services", nil, nil, ""},
+		{"the API server in any case", new(false), []*v1.Service{dns, api}, []map[string]string{apiEnv}},
+		{"those of the namespace", nil, []*v1.Service{dns, api}, []map[string]string{apiEnv, dnsEnv}},
+		{"those of the namespace, asked for", new(true), []*v1.Service{api, dns}, []map[string]string{apiEnv, dnsEnv}},
+		{"not those of others", nil, []*v1.Service{service("other", "web", "10.96.0.7", https)}, nil},
+		{"nor those without an address", nil, []*v1.Service{service("mine", "none", "None", https), service("mine", "external", "", https)}, nil},
+		{"the namespace's own prevails", nil, []*v1.Service{own, api}, []map[string]string{ownEnv}},
+		{"the namespace's own prevails, in any order", nil, []*v1.Service{api, own}, []map[string]string{ownEnv}},
 	} {
-		pod := &v1.Pod{Spec: v1.PodSpec{EnableServiceLinks: test.links}}
-		pod.Namespace = "ns"
-		var got []string
-		env := ServiceEnv(pod, test.services)
-		for _, name := range slices.Sorted(maps.Keys(env)) {
-			got = append(got, name+"="+env[name])
+		pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "mine"}, Spec: v1.PodSpec{EnableServiceLinks: c.links}}
+		want := map[string]string{}
+		for _, env := range c.want {
+			for k, v := range env {
+				want[k] = v
+			}
 		}
-		if s := strings.Join(got, "|"); s != test.want {
-			t.Errorf("%s:\n%s\nwant\n%s", test.name, s, test.want)
+		if diff := cmp.Diff(want, ServiceEnv(pod, c.services)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
-	}
-}
-
-func service(namespace, name, ip string, ports []v1.ServicePort) *v1.Service {
-	s := &v1.Service{Spec: v1.ServiceSpec{ClusterIP: ip, Ports: ports}}
-	s.Namespace, s.Name = namespace, name
-	return s
-}
-
-func TestTheContainersOwnVariablesComeBeforeThoseOfServices(t *testing.T) {
-	c := envContainer(t, `{envFrom: [{configMapRef: {name: cm}}], env: [{name: X, value: "$(S) $(A)"}]}`)
-	c.ServiceEnv = map[string]string{"S": "service", "A": "hidden"}
-	env, err := Env(t.Context(), c, testNode, testObjects)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]string{}
-	for _, kv := range env {
-		got[kv.Key] = string(kv.Value)
-	}
-	if got["S"] != "service" || got["A"] != "cm-a" || got["X"] != "service cm-a" {
-		t.Errorf("environment %v", got)
 	}
 }

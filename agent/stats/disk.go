@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskTimeout bounds what one reader waits for a file system: an NFS server
-// that is gone holds up its own volume's number, nobody's summary.
+// diskTimeout bounds what readers wait for a file system: an NFS server that
+// is gone holds up one summary for so long, and then only its own volume's number.
 const diskTimeout = 10 * time.Second
 
 var errSlow = errors.New("the file system does not answer")
@@ -77,10 +77,14 @@ func cached[T any](ctx context.Context, d *disk, all map[string]*measure[T], pat
 			close(next.done)
 		}()
 	}
+	hung := !finished(m) && now.Sub(m.at) >= diskTimeout
 	d.mu.Unlock()
+	var zero T
+	if hung { // it was waited for already
+		return zero, fmt.Errorf("%s: %w", path, errSlow)
+	}
 	timer := time.NewTimer(diskTimeout)
 	defer timer.Stop()
-	var zero T
 	select {
 	case <-m.done:
 		return m.value, m.err

@@ -3,6 +3,7 @@ package stats
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"log/slog"
 	"os"
@@ -436,5 +437,9 @@ func TestAHungFileSystemHoldsUpNobodyElse(t *testing.T) {
 	}
 	if _, err := d.usage(t.Context(), t.TempDir()); err != nil {
 		t.Error(err)
+	}
+	d.sizes["/nfs"].at = time.Now().Add(-diskTimeout)
+	if _, err := cached(t.Context(), d, d.sizes, "/nfs", time.Nanosecond, ask); !errors.Is(err, errSlow) {
+		t.Errorf("later: %v", err)
 	}
 }

@@ -32,11 +32,11 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	for _, c := range in.Previous.Conditions {
-		if find(own, c.Type) == nil {
+		if find(own, c.Type) == nil && c.Type != v1.PodResizePending && c.Type != v1.PodResizeInProgress {
 			own = append(own, c)
 		}
 	}
-	return own
+	return append(own, resizeConditions(in, s)...)
 }
 
 // own are the conditions that a node says of its pods. Others belong to
@@ -52,12 +52,14 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 	out := node
 	out.Conditions = nil
 	for _, c := range node.Conditions {
-		if slices.Contains(own, c.Type) {
+		// A disruption is told by whoever disrupts, the node too, and by the
+		// node only once nothing of the pod runs.
+		if slices.Contains(own, c.Type) || c.Type == v1.DisruptionTarget && terminal(node.Phase) {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
 	for _, c := range api.Conditions {
-		if find(out.Conditions, c.Type) == nil {
+		if !slices.Contains(own, c.Type) && find(out.Conditions, c.Type) == nil {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
@@ -65,13 +67,20 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
 		out.Conditions = append(out.Conditions, *c)
 	}
-	if !terminal(node.Phase) && terminal(api.Phase) {
+	if terminal(api.Phase) && node.Phase != api.Phase {
+		// A pod does not leave a phase that nothing runs in, nor change it.
 		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message
 	}
-	out.NominatedNodeName = api.NominatedNodeName
-	out.ResourceClaimStatuses = api.ResourceClaimStatuses
-	out.ExtendedResourceClaimStatus = api.ExtendedResourceClaimStatus
+	foreign(&api, &out)
 	return out
+}
+
+// foreign copies the fields that no node writes.
+func foreign(from, to *v1.PodStatus) {
+	to.NominatedNodeName = from.NominatedNodeName
+	to.ResourceClaimStatuses = from.ResourceClaimStatuses
+	to.ExtendedResourceClaimStatus = from.ExtendedResourceClaimStatus
+	to.NodeAllocatableResourceClaimStatuses = from.NodeAllocatableResourceClaimStatuses
 }
 
 func initialized(in Input, s *v1.PodStatus) v1.PodCondition {

@@ -7,6 +7,7 @@
 //	phase.go      Pending, Running, Succeeded, Failed
 //	condition.go  PodScheduled, Initialized, ContainersReady, Ready, ...
 //	container.go  one container's state
+//	resources.go  what is allocated, what it has, and a resize in between
 package status
 
 import (
@@ -16,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
@@ -42,6 +44,11 @@ type Input struct {
 	HostIPs             []string
 	RuntimeName         string // the scheme of container IDs
 	QOSClass            v1.PodQOSClass
+	// Actuated is what the pod's cgroups are set to.
+	Actuated allocation.Actuated
+	// ResizePending and ResizeInProgress are the conditions of a resize, but for
+	// their times; nil: it has none of them.
+	ResizePending, ResizeInProgress *v1.PodCondition
 	// Previous is the last status: transition times, the start time and
 	// restart counts of before this boot are taken from it.
 	Previous *v1.PodStatus
@@ -58,12 +65,7 @@ func Of(in Input) v1.PodStatus {
 	if s.StartTime == nil {
 		s.StartTime = &metav1.Time{Time: in.Now}
 	}
-	switch {
-	case in.Failed != nil:
-		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
-	case terminal(in.Previous.Phase):
-		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
-	}
+	foreign(in.Previous, &s)
 	addresses(in, &s)
 	for i := range in.Pod.Spec.InitContainers {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, container(in, &in.Pod.Spec.InitContainers[i], true))
@@ -74,8 +76,17 @@ func Of(in Input) v1.PodStatus {
 	for i := range in.Pod.Spec.EphemeralContainers {
 		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, ephemeral(in, &in.Pod.Spec.EphemeralContainers[i]))
 	}
+	lost(in, &s)
 	s.Phase = podPhase(in, &s)
+	switch {
+	case s.Phase == in.Previous.Phase:
+		// Whoever said it said it of this phase.
+		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
+	case in.Failed != nil && terminal(s.Phase):
+		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
+	}
 	s.Conditions = conditions(in, &s)
+	podResources(in, &s)
 	return s
 }
 

@@ -19,8 +19,8 @@ const (
 	oneByOne = 3
 )
 
-// Pods measures pods. One that the runtime knows nothing of is left out, and
-// so is one of which something cannot be read, which the error tells.
+// Pods measures pods. One that the runtime knows nothing of is left out. What
+// of a pod cannot be read is not counted, which the error tells.
 func (m *Meter) Pods(ctx context.Context, pods []*v1.Pod) (map[types.UID]Pod, error) {
 	if len(pods) == 0 {
 		return nil, nil
@@ -39,7 +39,6 @@ func (m *Meter) Pods(ctx context.Context, pods []*v1.Pod) (map[types.UID]Pod, er
 		p, err := m.pod(ctx, pod, s)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("measure pod %s/%s: %w", pod.Namespace, pod.Name, err))
-			continue
 		}
 		out[pod.UID] = p
 	}
@@ -78,14 +77,16 @@ func (m *Meter) pod(ctx context.Context, pod *v1.Pod, s *runtimeapi.PodSandboxSt
 		Processes:  s.GetLinux().GetProcess().GetProcessCount().GetValue(),
 		Volumes:    map[string]Volume{},
 	}
+	var errs []error
 	logDir := filepath.Join(m.config.PodLogsDir, pod.Namespace+"_"+pod.Name+"_"+string(pod.UID))
 	for _, c := range s.GetLinux().GetContainers() {
 		name := c.GetAttributes().GetMetadata().GetName()
-		logs, err := m.dirs.of(ctx, filepath.Join(logDir, name))
-		if err != nil {
-			return p, err
+		container := Container{Name: name, WorkingSet: c.GetMemory().GetWorkingSetBytes().GetValue()}
+		if logs, err := m.dirs.of(ctx, filepath.Join(logDir, name)); err != nil {
+			errs = append(errs, err)
+		} else {
+			container.Logs = &logs
 		}
-		container := Container{Name: name, WorkingSet: c.GetMemory().GetWorkingSetBytes().GetValue(), Logs: &logs}
 		if layer := c.GetWritableLayer(); layer.GetUsedBytes() != nil {
 			container.Rootfs = &Disk{Bytes: layer.GetUsedBytes().GetValue(), Inodes: layer.GetInodesUsed().GetValue()}
 		}
@@ -95,16 +96,14 @@ func (m *Meter) pod(ctx context.Context, pod *v1.Pod, s *runtimeapi.PodSandboxSt
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		size, local, err := m.volume(ctx, podDir, v)
-		if err != nil {
-			return p, err
-		}
+		errs = append(errs, err)
 		if local {
 			p.Volumes[v.Name] = size
 		}
 	}
 	var err error
 	p.Other, err = file(filepath.Join(podDir, "etc-hosts"))
-	return p, err
+	return p, errors.Join(append(errs, err)...)
 }
 
 // volume measures those that take room of the node and end with the pod

@@ -270,6 +270,21 @@ func TestAPodIsMeasured(t *testing.T) {
 	}
 }
 
+func TestWhatCannotBeReadIsNotCountedAndTheRestIs(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"pods": "a file where a directory should be"})
+	r := &fakeRuntime{stats: []*runtimeapi.PodSandboxStats{sandbox("u", 0, 100)}}
+	p := pod("u")
+	p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}}}
+	all, err := New(Config{KubeletDir: dir, PodLogsDir: filepath.Join(dir, "logs")}, r, r).Pods(t.Context(), []*v1.Pod{p})
+	if err == nil || !strings.Contains(err.Error(), "measure pod default/p") {
+		t.Errorf("error %v, want one that names the pod", err)
+	}
+	if got := all["u"]; got.WorkingSet != 100 || len(got.Volumes) != 0 || got.Containers[0].Rootfs.Bytes != 4096 {
+		t.Errorf("measured %+v", all)
+	}
+}
+
 func TestManyPodsAreAskedForAtOnce(t *testing.T) {
 	r := &fakeRuntime{}
 	var pods []*v1.Pod

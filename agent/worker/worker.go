@@ -11,6 +11,7 @@
 //	step.go     one look, one decision, one action
 //	stop.go     killing
 //	vain.go     actions that do nothing
+//	resize.go   what the pod is allocated and has
 //	publish.go  status, checkpoint, termination messages
 //	explain.go  what it is doing now
 package worker
@@ -25,6 +26,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/event"
@@ -42,12 +44,25 @@ type Observations interface {
 	Refresh(ctx context.Context, uid string) (observed.Pod, error)
 }
 
+// Allocations tell what the node has given to its pods.
+type Allocations interface {
+	// Set tells what a pod is allocated and has. Wake is called when the answer
+	// to Resize has changed.
+	Set(pod *v1.Pod, wake func())
+	// Resize asks for other resources for a pod, or what has become of that.
+	Resize(wanted *v1.Pod) allocation.Verdict
+	Withdraw(podUID string)
+	Remove(podUID string)
+}
+
 // Parts are what workers share.
 type Parts struct {
 	Actor        *act.Actor
 	Observations Observations
 	Events       *event.Recorder
 	Checkpoints  *checkpoint.Store
+	// Allocations decides about resizes; nil: pods are not resized.
+	Allocations Allocations
 }
 
 // Config of a Worker.
@@ -115,8 +130,9 @@ type state struct {
 	unseen   bool              // what the last action did was not observed yet
 	vain     vain
 	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
-	kept     mail      // as in the checkpoint
-	dirty    bool      // the phase is not as in the checkpoint
+	resize   resize
+	kept     mail // as in the checkpoint
+	dirty    bool // the phase is not as in the checkpoint
 }
 
 // mail is what others want of the pod's end.
@@ -130,6 +146,7 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 	w := newWorker(parts, config, pod)
 	w.steps = &timeline.Log{}
 	w.steps.Span(timeline.Queued, "", seen, time.Now())
+	w.tellAllocation()
 	// A pod that ran here before, of which nothing was kept, goes on counting.
 	pastOf(&pod.Status, w.state.past)
 	if over(pod) {
@@ -147,6 +164,8 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
 	maps.Copy(w.state.past, kept.Past)
+	w.restoreResize(kept)
+	w.tellAllocation()
 	if kept.BootID != config.BootID {
 		// The host has booted since: what ran is no longer the runtime's to know.
 		pastOf(&kept.Pod.Status, w.state.past)
@@ -185,6 +204,7 @@ func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
 			past:     map[string]plan.Past{},
 			messages: map[string]string{},
 			ending:   map[string]bool{},
+			resize:   resize{actuated: allocation.Actuated{Containers: map[string]v1.ResourceRequirements{}}},
 		},
 	}
 }
@@ -322,6 +342,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	for {
 		wake := w.settle(ctx)
 		if w.state.phase == phase.Finished {
+			if w.parts.Allocations != nil {
+				w.parts.Allocations.Remove(w.uid)
+			}
 			close(w.done)
 			return nil
 		}

@@ -4,6 +4,7 @@
 package fakehost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,8 +100,37 @@ func (v *Volumes) Set(fail error, hang bool) {
 
 // Cgroups is a cgroup tree without cgroups.
 type Cgroups struct {
+	// Note is told of each SetPod; nil: nobody is.
+	Note func(format string, args ...any)
+
 	mu   sync.Mutex
 	made map[string]bool
+	set  map[string]qos.Settings // by pod UID
+}
+
+// PodSettings are those of a pod on this node.
+func (c *Cgroups) PodSettings(p *v1.Pod) qos.Settings { return qos.PodSettings(p, false, c.Node()) }
+
+// SetPod changes the settings that are not zero.
+func (c *Cgroups) SetPod(p *v1.Pod, s qos.Settings) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.set[string(p.UID)]
+	now.CPUShares = cmp.Or(s.CPUShares, now.CPUShares)
+	now.CPUQuota, now.CPUPeriod = cmp.Or(s.CPUQuota, now.CPUQuota), cmp.Or(s.CPUPeriod, now.CPUPeriod)
+	now.MemoryBytes = cmp.Or(s.MemoryBytes, now.MemoryBytes)
+	c.set[string(p.UID)] = now
+	if c.Note != nil {
+		c.Note("SetPod %s shares %d quota %d memory %d", p.Name, s.CPUShares, s.CPUQuota, s.MemoryBytes)
+	}
+	return nil
+}
+
+// Settings are what a pod's cgroup is set to.
+func (c *Cgroups) Settings(uid string) qos.Settings {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.set[uid]
 }
 
 // EnsurePod remembers the pod.
@@ -108,6 +138,7 @@ func (c *Cgroups) EnsurePod(p *v1.Pod) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mark(string(p.UID))
+	c.set[string(p.UID)] = c.PodSettings(p)
 	return "/kubepods/pod" + string(p.UID), nil
 }
 
@@ -116,6 +147,7 @@ func (c *Cgroups) RemovePod(_ context.Context, uid string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.made, uid)
+	delete(c.set, uid)
 	return nil
 }
 
@@ -138,7 +170,7 @@ func (c *Cgroups) Leave(uid string) {
 
 func (c *Cgroups) mark(uid string) {
 	if c.made == nil {
-		c.made = map[string]bool{}
+		c.made, c.set = map[string]bool{}, map[string]qos.Settings{}
 	}
 	c.made[uid] = true
 }

@@ -45,7 +45,7 @@ func (g *Guard) Protect(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user, err := g.authn.Who(r)
 		if err != nil {
-			g.log.Info("a request to the kubelet API is not authenticated", "from", r.RemoteAddr, "path", r.URL.Path, "err", err)
+			g.log.Debug("a request to the kubelet API is not authenticated", "from", r.RemoteAddr, "path", r.URL.Path, "err", err)
 		}
 		if err != nil || user == nil {
 			refuse(w, http.StatusUnauthorized, "Unauthorized")

@@ -33,23 +33,44 @@ func distribute(m *machine.Info, available cpuset.CPUSet, count, group int, spre
 	}
 	least, most := nodesNeeded(m, count, group, len(nodes))
 	for size := least; size <= most; size++ {
-		split, found := bestSplit(free, nodes, size, count, group)
-		if !found {
-			continue
+		if split := bestSplit(free, nodes, size, count, group); split != nil {
+			return p.takeSplit(split, count, group)
 		}
-		for node, n := range split {
-			ids, err := pack(m, cpuset.New(members(p.free, nodeOf, node)...), n, spread, false)
-			if err != nil {
-				return cpuset.CPUSet{}, err
-			}
-			p.take(ids.List())
-		}
-		if p.need != 0 {
-			return cpuset.CPUSet{}, errors.New("accounting error, the distribution is not what was asked for")
-		}
-		return p.result(), nil
 	}
 	return pack(m, available, count, spread, false)
+}
+
+// split is how CPUs are taken from nodes: evenly from all, then what does not
+// divide evenly from some.
+type split struct{ nodes, remainder []int }
+
+// takeSplit packs what it takes from each node.
+func (p *picker) takeSplit(s *split, count, group int) (cpuset.CPUSet, error) {
+	take := func(node, n int) error {
+		ids, err := pack(p.machine, cpuset.New(members(p.free, nodeOf, node)...), n, p.spread, false)
+		p.take(ids.List())
+		return err
+	}
+	for _, node := range s.nodes {
+		if err := take(node, count/len(s.nodes)/group*group); err != nil {
+			return cpuset.CPUSet{}, err
+		}
+	}
+	for !p.done() {
+		before := p.need
+		for _, node := range s.remainder {
+			if p.done() || len(members(p.free, nodeOf, node)) < group {
+				continue
+			}
+			if err := take(node, group); err != nil {
+				return cpuset.CPUSet{}, err
+			}
+		}
+		if p.need == before {
+			return cpuset.CPUSet{}, errors.New("accounting error, not enough CPUs allocated")
+		}
+	}
+	return p.result(), nil
 }
 
 // nodesNeeded are the least and the most NUMA nodes that can be worth a try.
@@ -60,10 +81,10 @@ func nodesNeeded(m *machine.Info, count, group, available int) (least, most int)
 	return (needed-1)/perNode + 1, min(needed, available)
 }
 
-// bestSplit says how many CPUs to take from each of size nodes, so that what is
-// left free is the most balanced.
-func bestSplit(free map[int]int, nodes []int, size, count, group int) (map[int]int, bool) {
-	var best map[int]int
+// bestSplit chooses size of the nodes, so that what is left free is the most
+// balanced; nil where no choice can give the CPUs evenly.
+func bestSplit(free map[int]int, nodes []int, size, count, group int) *split {
+	var best *split
 	bestBalance := math.MaxFloat64
 	each := count / size / group * group
 	eachChoice(nodes, size, func(combo []int) {
@@ -79,46 +100,33 @@ func bestSplit(free map[int]int, nodes []int, size, count, group int) (map[int]i
 			return
 		}
 		left := maps.Clone(free)
-		split := map[int]int{}
 		for _, node := range combo {
 			left[node] -= each
-			split[node] = each
 		}
-		extra, balance, possible := bestRemainder(left, combo, count-each*size, group)
-		if !possible || balance >= bestBalance {
-			return
+		if remainder, balance := bestRemainder(left, combo, count-each*size, group); balance < bestBalance {
+			best, bestBalance = &split{combo, remainder}, balance
 		}
-		for node, n := range extra {
-			split[node] += n
-		}
-		best, bestBalance = split, balance
 	})
-	return best, best != nil
+	return best
 }
 
-// bestRemainder hands out what did not divide evenly, over as many nodes as
-// leave the most balanced machine.
-func bestRemainder(left map[int]int, combo []int, remainder, group int) (best map[int]int, balance float64, possible bool) {
+// bestRemainder chooses who gives what did not divide evenly: as many of the
+// nodes as leave the most balanced machine. Without a choice the balance is the
+// largest number.
+func bestRemainder(left map[int]int, combo []int, remainder, group int) (best []int, balance float64) {
 	if remainder == 0 {
-		return nil, deviation(left), true
+		return nil, deviation(left)
 	}
-	var able []int
-	for _, node := range combo {
-		if left[node] >= group {
-			able = append(able, node)
-		}
-	}
+	able := slices.DeleteFunc(slices.Clone(combo), func(node int) bool { return left[node] < group })
 	balance = math.MaxFloat64
 	for size := len(able); size >= 1; size-- {
 		eachChoice(able, size, func(subset []int) {
 			after := maps.Clone(left)
-			extra, rest := map[int]int{}, remainder
-			for rest > 0 {
+			for rest := remainder; rest > 0; {
 				before := rest
 				for _, node := range subset {
 					if rest > 0 && after[node] >= group {
 						after[node] -= group
-						extra[node] += group
 						rest -= group
 					}
 				}
@@ -127,11 +135,11 @@ func bestRemainder(left map[int]int, combo []int, remainder, group int) (best ma
 				}
 			}
 			if d := deviation(after); d < balance {
-				best, balance = extra, d
+				best, balance = subset, d
 			}
 		})
 	}
-	return best, balance, best != nil
+	return best, balance
 }
 
 // eachChoice visits the ways to choose size of the nodes, in their order.

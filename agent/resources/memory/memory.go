@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -328,3 +329,6 @@ func isInit(pod *v1.Pod, name string) bool {
 func managed(pod *v1.Pod) bool {
 	return qos.Class(pod) == v1.PodQOSGuaranteed && !resourcehelper.IsPodLevelResourcesSet(pod)
 }
+
+// Equal compares two states.
+func (s State) Equal(other State) bool { return reflect.DeepEqual(s.clone(), other.clone()) }

@@ -63,6 +63,10 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 	if err != nil {
 		return nil, err
 	}
+	pressure, err := pressureSettings(k)
+	if err != nil {
+		return nil, err
+	}
 	checks, err := admission(k, info)
 	if err != nil {
 		return nil, err
@@ -83,9 +87,10 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 		Facts: node.Facts{
 			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
 		},
-		Objects: objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
-		API:     api,
-		Admit:   checks,
+		Objects:  objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
+		API:      api,
+		Admit:    checks,
+		Pressure: pressure,
 	}, nil
 }
 
@@ -101,7 +106,7 @@ func kubeletAPI(k *kubeletconfig.Config, client kubernetes.Interface, host podsp
 	}
 	c := agent.API{
 		Server: kubeletapi.Config{
-			NodeName: host.Name, Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
+			Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
 			HealthzBindAddress: k.HealthzBindAddress, HealthzPort: int(*k.HealthzPort),
 			Certificate: certificate, MinVersion: minVersion, CipherSuites: ciphers,
 			EnableDebuggingHandlers: *k.EnableDebuggingHandlers, EnableSystemLogHandler: *k.EnableSystemLogHandler,

@@ -1,0 +1,359 @@
+// Package resources gives containers what they have to themselves: CPUs, memory
+// of NUMA nodes, devices. It is the kubelet's container manager without cgroups,
+// which are agent/qos's.
+//
+//	allocator.go  admits pods: everything they ask for, or nothing
+//	container.go  what a container's configuration gets of it
+//	sync.go       brings running containers to the CPUs that all share
+//	machine       what the machine has; the node's capacity
+//	numa          on which NUMA nodes: the topology manager
+//	cpus, memory  the static policies, pure, with their state files
+//	devices       device plugins
+//	pluginwatch   registration of plugins of all kinds
+//	podresources  the PodResources API
+//
+// The agent calls Admit before a pod's first container, Apply and PreStart before
+// each container is created, and runs Run. A restarted agent finds everything in
+// the state files: pods that run are not admitted again.
+package resources
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+
+	"github.com/berth-io/berth/agent/resources/cpus"
+	"github.com/berth-io/berth/agent/resources/devices"
+	"github.com/berth-io/berth/agent/resources/machine"
+	"github.com/berth-io/berth/agent/resources/memory"
+	"github.com/berth-io/berth/agent/resources/numa"
+)
+
+// Config is what an Allocator is made from.
+type Config struct {
+	// Dir is the kubelet's directory, where the state files are.
+	Dir      string
+	Machine  *machine.Info
+	CPUs     cpus.Config
+	Memory   memory.Config
+	Topology numa.Config
+	Log      *slog.Logger
+}
+
+// Rejection is why a pod cannot run on this node, in the words of the kubelet.
+type Rejection struct {
+	Reason, Message string
+}
+
+// Allocator gives containers their resources. Its methods may be called
+// concurrently.
+type Allocator struct {
+	config  Config
+	align   *numa.Aligner
+	cpus    *cpus.Policy   // nil with policy none
+	memory  *memory.Policy // nil with policy None
+	plugins *devices.Plugins
+	runtime Runtime
+	poke    chan struct{}
+
+	// admitting is held while it is decided who gets what, plugins being asked
+	// included. mu is held for a moment only.
+	admitting   sync.Mutex
+	mu          sync.Mutex
+	cpuState    cpus.State
+	memoryState memory.State
+
+	syncing sync.Mutex
+	applied map[string]string // CPUs by container ID, as the runtime was told
+}
+
+// New reads the state files, or makes them. A state file that does not fit the
+// configuration or the machine is an error, as with the kubelet: the node has to
+// be drained and the file removed.
+func New(config Config, plugins *devices.Plugins, runtime Runtime) (*Allocator, error) {
+	a := &Allocator{config: config, plugins: plugins, runtime: runtime, poke: make(chan struct{}, 1), applied: map[string]string{}}
+	if config.CPUs.Policy == "" {
+		a.config.CPUs.Policy = cpus.PolicyNone
+	}
+	if config.Memory.Policy == "" {
+		a.config.Memory.Policy = memory.PolicyNone
+	}
+	var err error
+	if a.align, err = numa.NewAligner(config.Topology, config.Machine.NodeIDs(), config.Machine.Distances()); err != nil {
+		return nil, err
+	}
+	if err := a.startCPUs(); err != nil {
+		return nil, err
+	}
+	return a, a.startMemory()
+}
+
+func (a *Allocator) cpuFile() string    { return filepath.Join(a.config.Dir, "cpu_manager_state") }
+func (a *Allocator) memoryFile() string { return filepath.Join(a.config.Dir, "memory_manager_state") }
+
+func (a *Allocator) startCPUs() (err error) {
+	switch a.config.CPUs.Policy {
+	case cpus.PolicyNone:
+		if len(a.config.CPUs.Options) > 0 {
+			return fmt.Errorf("cpuManagerPolicyOptions: None policy: received unsupported options=%v", a.config.CPUs.Options)
+		}
+	case cpus.PolicyStatic:
+		if a.cpus, err = cpus.NewStatic(a.config.Machine, a.config.CPUs, a.align.Policy()); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("cpuManagerPolicy: unknown policy: %q", a.config.CPUs.Policy)
+	}
+	if a.cpuState, err = cpus.Load(a.cpuFile(), a.config.CPUs.Policy); err != nil {
+		return err
+	}
+	if a.cpus != nil {
+		if a.cpuState, err = a.cpus.Start(a.cpuState); err != nil {
+			return fmt.Errorf("%s: %w; please drain this node and delete the file before restarting", a.cpuFile(), err)
+		}
+	}
+	return cpus.Save(a.cpuFile(), a.config.CPUs.Policy, a.cpuState)
+}
+
+func (a *Allocator) startMemory() (err error) {
+	switch a.config.Memory.Policy {
+	case memory.PolicyNone:
+	case memory.PolicyStatic:
+		if a.memory, err = memory.NewStatic(a.config.Machine, a.config.Memory); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("memoryManagerPolicy: unknown policy: %q", a.config.Memory.Policy)
+	}
+	if a.memoryState, err = memory.Load(a.memoryFile(), a.config.Memory.Policy); err != nil {
+		return err
+	}
+	if a.memory != nil {
+		if a.memoryState, err = a.memory.Start(a.memoryState); err != nil {
+			return fmt.Errorf("%s: %w; please drain this node and delete the file before restarting", a.memoryFile(), err)
+		}
+	}
+	return memory.Save(a.memoryFile(), a.config.Memory.Policy, a.memoryState)
+}
+
+// drafts is a change to all resources that is not yet in force.
+type drafts struct {
+	devices *devices.Draft
+	cpus    *cpus.Draft
+	memory  *memory.Draft
+}
+
+// Admit gives the pod's containers all they are to have to themselves, or gives
+// nothing and says why. Pods are those that hold resources: all that run or may
+// still run, those that are being ended included; what others had is taken back.
+// Asked again for a pod that has its resources, it changes nothing.
+func (a *Allocator) Admit(ctx context.Context, pod *v1.Pod, pods []*v1.Pod) *Rejection {
+	a.admitting.Lock()
+	defer a.admitting.Unlock()
+	if err := a.keep(append(pods[:len(pods):len(pods)], pod)); err != nil {
+		return rejected(err)
+	}
+	d := a.draft()
+	d.devices = a.plugins.Draft(ctx, pod)
+	if rejection := a.allocate(d, pod); rejection != nil {
+		return rejection
+	}
+	if err := a.commit(d); err != nil {
+		return rejected(err)
+	}
+	return nil
+}
+
+// states are who has what now.
+func (a *Allocator) states() (cpus.State, memory.State) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cpuState, a.memoryState
+}
+
+// draft starts a change of CPUs and memory.
+func (a *Allocator) draft() drafts {
+	var d drafts
+	cpuState, memoryState := a.states()
+	if a.cpus != nil {
+		d.cpus = a.cpus.Draft(cpuState)
+	}
+	if a.memory != nil {
+		d.memory = a.memory.Draft(memoryState)
+	}
+	return d
+}
+
+func containers(pod *v1.Pod) []*v1.Container {
+	var all []*v1.Container
+	for i := range pod.Spec.InitContainers {
+		all = append(all, &pod.Spec.InitContainers[i])
+	}
+	for i := range pod.Spec.Containers {
+		all = append(all, &pod.Spec.Containers[i])
+	}
+	return all
+}
+
+var misaligned = &Rejection{Reason: "TopologyAffinityError", Message: "Resources cannot be allocated with Topology locality"}
+
+func (a *Allocator) allocate(d drafts, pod *v1.Pod) *Rejection {
+	var hint numa.Hint
+	aligned := true
+	if a.align.Scope() == numa.ScopePod {
+		if hint, aligned = a.align.Merge(d.podHints(a.align, pod)); !aligned {
+			return misaligned
+		}
+	}
+	for _, c := range containers(pod) {
+		if a.align.Scope() == numa.ScopeContainer {
+			if hint, aligned = a.align.Merge(d.hints(a.align, pod, c)); !aligned {
+				return misaligned
+			}
+		}
+		if err := d.allocate(pod, c, hint); err != nil {
+			return rejected(err)
+		}
+	}
+	return nil
+}
+
+func (d drafts) hints(align *numa.Aligner, pod *v1.Pod, c *v1.Container) []numa.Hints {
+	if align.Policy() == numa.PolicyNone {
+		return nil
+	}
+	hints := []numa.Hints{d.devices.Hints(pod, c)}
+	if d.cpus != nil {
+		hints = append(hints, d.cpus.Hints(pod, c))
+	}
+	if d.memory != nil {
+		hints = append(hints, d.memory.Hints(pod, c))
+	}
+	return hints
+}
+
+func (d drafts) podHints(align *numa.Aligner, pod *v1.Pod) []numa.Hints {
+	if align.Policy() == numa.PolicyNone {
+		return nil
+	}
+	hints := []numa.Hints{d.devices.PodHints(pod)}
+	if d.cpus != nil {
+		hints = append(hints, d.cpus.PodHints(pod))
+	}
+	if d.memory != nil {
+		hints = append(hints, d.memory.PodHints(pod))
+	}
+	return hints
+}
+
+func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint) error {
+	if err := d.devices.Allocate(pod, c, hint.Nodes); err != nil {
+		return err
+	}
+	if d.cpus != nil {
+		if err := d.cpus.Allocate(pod, c, hint.Nodes); err != nil {
+			return err
+		}
+	}
+	if d.memory != nil {
+		return d.memory.Allocate(pod, c, hint)
+	}
+	return nil
+}
+
+// rejected puts an error into the kubelet's words.
+func rejected(err error) *Rejection {
+	var named interface {
+		error
+		Reason() string
+	}
+	if errors.As(err, &named) {
+		return &Rejection{Reason: named.Reason(), Message: named.Error()}
+	}
+	return &Rejection{Reason: "UnexpectedAdmissionError", Message: fmt.Sprintf("Allocate failed due to %v, which is unexpected", err)}
+}
+
+// commit writes what was decided, then lets it be in force. Killed in between,
+// the agent finds a pod with a part of its resources, which the pod keeps when it
+// is admitted, and loses when it is not wanted any more.
+func (a *Allocator) commit(d drafts) error {
+	before, beforeMemory := a.states()
+	cpuState, memoryState := before, beforeMemory
+	if d.cpus != nil {
+		cpuState = d.cpus.State()
+	}
+	if d.memory != nil {
+		memoryState = d.memory.State()
+	}
+	if err := a.save(cpuState, memoryState); err != nil {
+		return errors.Join(err, a.save(before, beforeMemory))
+	}
+	if d.devices != nil {
+		if err := d.devices.Commit(); err != nil {
+			return errors.Join(err, a.save(before, beforeMemory))
+		}
+	}
+	return nil
+}
+
+// save writes those states that are others than before and puts them in force.
+func (a *Allocator) save(cpuState cpus.State, memoryState memory.State) error {
+	before, beforeMemory := a.states()
+	if a.cpus != nil && !cpuState.Equal(before) {
+		if err := cpus.Save(a.cpuFile(), a.config.CPUs.Policy, cpuState); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.cpuState = cpuState
+		a.mu.Unlock()
+		a.Poke()
+	}
+	if a.memory != nil && !memoryState.Equal(beforeMemory) {
+		if err := memory.Save(a.memoryFile(), a.config.Memory.Policy, memoryState); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.memoryState = memoryState
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// keep takes back what all but those pods have.
+func (a *Allocator) keep(pods []*v1.Pod) error {
+	names := map[string]sets.Set[string]{}
+	uids := sets.New[string]()
+	for _, pod := range pods {
+		uids.Insert(string(pod.UID))
+		names[string(pod.UID)] = sets.New[string]()
+		for _, c := range containers(pod) {
+			names[string(pod.UID)].Insert(c.Name)
+		}
+	}
+	if err := a.plugins.Keep(uids); err != nil {
+		return err
+	}
+	cpuState, memoryState := a.states()
+	d := a.draft()
+	for uid, owners := range cpuState.Assigned {
+		for name := range owners {
+			if d.cpus != nil && !names[uid].Has(name) {
+				d.cpus.Release(uid, name)
+			}
+		}
+	}
+	for uid, owners := range memoryState.Assigned {
+		for name := range owners {
+			if d.memory != nil && !names[uid].Has(name) {
+				d.memory.Release(uid, name)
+			}
+		}
+	}
+	return a.commit(d)
+}
