@@ -153,9 +153,15 @@ func New(c Config) (*Agent, error) {
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
+	puller := images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{})
+	if a.cluster != nil {
+		if puller, err = a.cluster.puller(a, sources); err != nil {
+			return nil, err
+		}
+	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
-		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{}),
+		Images:  puller,
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
@@ -224,6 +230,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
+		if err := a.cluster.recover(ctx); err != nil {
+			return err
+		}
 		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
 			return err
 		}
