@@ -2,6 +2,7 @@ package devices
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -550,23 +551,38 @@ func TestACheckpointOfTheKubeletIsRead(t *testing.T) {
 }
 
 func FuzzCheckpoint(f *testing.F) {
-	f.Add(`{"Data":{"PodDeviceEntries":[{"PodUID":"1","ContainerName":"x","ResourceName":"e/g","DeviceIDs":{"-1":["a"]},"AllocResp":"AAAA"}],"RegisteredDevices":{"e/g":[]}},"Checksum":0}`)
-	f.Add(`{"Data":{"PodDeviceEntries":null,"RegisteredDevices":null},"Checksum":2}`)
-	f.Fuzz(func(t *testing.T, content string) {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "kubelet_internal_checkpoint"), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
+	f.Add(`{"PodDeviceEntries":[{"PodUID":"1","ContainerName":"x","ResourceName":"e/g","DeviceIDs":{"-1":["a"]},"AllocResp":"CgYKAWESAWI="}],"RegisteredDevices":{"e/g":[]}}`)
+	f.Add(`{"PodDeviceEntries":null,"RegisteredDevices":null}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var data checkpointData
+		if json.Unmarshal([]byte(text), &data) != nil {
+			return
 		}
-		p, err := New(Config{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		if data.RegisteredDevices == nil {
+			data.RegisteredDevices = map[string][]string{}
+		}
+		content, err := json.Marshal(checkpoint{Data: data, Checksum: data.sum()})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.save(); err != nil {
+		pods, registered, err := decode(content)
+		if err != nil {
+			return // an answer of a plugin that is none, or text that JSON does not keep
+		}
+		p := &Plugins{pods: pods, resources: map[string]*pluginResource{}}
+		for _, name := range registered {
+			p.resources[name] = &pluginResource{}
+		}
+		saved, err := p.data()
+		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := New(Config{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
-		if err != nil || again.FirstStart() || len(again.pods) != len(p.pods) {
-			t.Errorf("saved %v, loaded %v, %v", p.pods, again.pods, err)
+		if content, err = json.Marshal(checkpoint{Data: saved, Checksum: saved.sum()}); err != nil {
+			t.Fatal(err)
+		}
+		again, _, err := decode(content)
+		if err != nil || len(again) != len(pods) {
+			t.Errorf("saved %v, loaded %v, %v", pods, again, err)
 		}
 	})
 }
