@@ -4,6 +4,11 @@
 # make bench    what a pod costs here, against the bare cost of its parts (root)
 # make bench-cri  the CRI calls of Berth and of containerd, in turns (root)
 # make peers    bin/peers/: the kubelet and containerd that Berth is tested and measured with
+# make cluster NODES=2   a Kubernetes control plane and two Berth nodes on this machine (root);
+#               KIND=stock: nodes of kubelet and containerd; NAME=x: one more cluster, beside the one named dev
+# make cluster-shell     a shell with kubectl in it; CMD='kubectl get pods -A' runs that instead
+# make cluster-down      nothing of it is left
+# make conformance FOCUS=... NODES=2   Kubernetes' own e2e suite on such a cluster (root)
 # make critest CRITEST=PATH   the validation suite of cri-tools on Berth's runtime (root)
 # make lint     gofmt, vet, staticcheck
 # make fuzz     every fuzz target for FUZZTIME
@@ -34,7 +39,7 @@ FUZZTIME ?= 1m
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet try-kubelet containerd lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet try-peers containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -69,19 +74,43 @@ peers: kubelet containerd
 
 kubelet: bin/peers/kubelet
 
-# For the tests, which go without a kubelet where its module cannot be had. On
-# two cores it takes six minutes to build, once.
-try-kubelet: setup-build
+# For the tests, which go without a kubelet and a cluster where their modules
+# cannot be had. On two cores they take a quarter of an hour to build, once.
+try-peers: setup-build
 	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
-		$(MAKE) --no-print-directory kubelet; \
-	else echo "no kubelet: its module could not be had"; fi
+		$(MAKE) --no-print-directory peers control; \
+	else echo "no kubelet and no cluster: their modules could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
 	$(addprefix bin/peers/,bridge host-local loopback portmap)
 
-bin/peers/kubelet: tests/tools/go.mod tests/tools/go.sum | setup-build
-	cd tests/tools && $(PEER) -o $(CURDIR)/$@ \
-		-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(call modversion,k8s.io/kubernetes,tests/tools)' k8s.io/kubernetes/cmd/kubelet
+# The control plane, for clusters.
+CONTROL := kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubeadm kubectl
+control: $(addprefix bin/peers/,etcd coredns $(CONTROL))
+
+# What the e2e suite needs beside a cluster.
+e2e: $(addprefix bin/peers/,e2e.test ginkgo agnhost nonewprivs regression-issue-74839 sample-apiserver)
+
+K8S      = $(call modversion,k8s.io/kubernetes,tests/tools)
+K8SX    := -X k8s.io/component-base/version
+# The suite reads the numbers, too.
+K8SFLAGS = -s -w $(K8SX).gitVersion=$(K8S) $(K8SX).gitMajor=1 $(K8SX).gitMinor=$(word 2,$(subst ., ,$(K8S)))
+TOOLS   := tests/tools/go.mod tests/tools/go.sum
+
+$(addprefix bin/peers/,kubelet $(CONTROL)): bin/peers/%: $(TOOLS) | setup-build
+	cd tests/tools && $(PEER) -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/cmd/$*
+bin/peers/e2e.test: $(TOOLS) | setup-build
+	cd tests/tools && CGO_ENABLED=0 $(GO) test -c -trimpath -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e
+bin/peers/ginkgo: $(TOOLS) | setup-build
+	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/onsi/ginkgo/v2/ginkgo
+$(addprefix bin/peers/,agnhost nonewprivs regression-issue-74839): bin/peers/%: $(TOOLS) | setup-build
+	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ k8s.io/kubernetes/test/images/$*
+bin/peers/sample-apiserver: $(TOOLS) | setup-build
+	cd tests/tools && $(PEER) -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/sample-apiserver
+bin/peers/etcd: tests/etcd/go.mod tests/etcd/go.sum | setup-build
+	cd tests/etcd && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
+bin/peers/coredns: tests/coredns/go.mod tests/coredns/go.sum | setup-build
+	cd tests/coredns && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/coredns/coredns
 
 bin/peers/containerd bin/peers/containerd-shim-runc-v2: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
 	cd tests/peers && $(PEER) -o $(CURDIR)/$@ -tags 'urfave_cli_no_docs $(SHIMTAGS)' \
@@ -113,7 +142,7 @@ unit: setup-build
 # One package at a time: each looks at the whole machine for what it left. The
 # virtual machine comes last and says so when there is none.
 blackbox: export BERTH_TEST_BIN = $(CURDIR)/bin
-blackbox: root build failpoints testbins try-kubelet setup-test
+blackbox: root build failpoints testbins try-peers setup-test
 	$(GO) test -count=1 -p 1 -parallel 8 -timeout 25m $$($(GO) list ./tests/... | grep -v '/tests/vm$$')
 	$(GO) test -count=1 -v -timeout 25m ./tests/vm
 
@@ -139,6 +168,43 @@ critest: root build testbins
 	@scripts/setup critest
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/critest -critest '$(CRITEST)' -focus '$(FOCUS)' -skip '$(SKIP)' \
 		-nri=$(if $(NRI),true,false) -keep '$(LOG)' -containerd '$(CONTAINERD)' -- $(ARGS)
+
+NAME  ?= dev
+NODES ?= 2
+KIND  ?= berth
+CLUSTERCTL = bin/clusterctl
+
+$(CLUSTERCTL): FORCE
+	@$(GOBUILD) -o $@ ./tests/clusterctl
+FORCE:
+
+# What a cluster stands on.
+cluster-parts: root build testbins control $(CLUSTERCTL) $(if $(filter stock,$(KIND)),peers)
+	@scripts/setup test
+
+cluster: cluster-parts
+	$(CLUSTERCTL) up -name '$(NAME)' -nodes $(NODES) -kind $(KIND) $(if $(wildcard out/images/index.json),-images out/images)
+
+cluster-shell: root $(CLUSTERCTL)
+	@$(CLUSTERCTL) shell -name '$(NAME)' $(CMD)
+
+cluster-down: root $(CLUSTERCTL)
+	$(CLUSTERCTL) down -name '$(NAME)'
+
+# FOCUS and SKIP select specs by name; without them, those for conformance that
+# may run beside others. CLUSTER=NAME uses a cluster that is there.
+CLUSTER ?=
+REPORT  ?= out/conformance
+conformance: cluster-parts e2e e2e-images
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/conformance -nodes $(NODES) -kind $(KIND) -cluster '$(CLUSTER)' -report '$(REPORT)' \
+		$(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') -- $(ARGS)
+
+e2e-images: out/images/index.json
+
+out/images/index.json: $(addprefix bin/peers/,agnhost coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
+		$(wildcard tests/images/*.go) | $(CLUSTERCTL) testbins
+	@scripts/setup conformance
+	$(CLUSTERCTL) images out/images
 
 fuzz:
 	@$(GO) list ./... | while read -r pkg; do \

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,16 +26,22 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/hook"
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/manifest"
+	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/objects"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -57,7 +64,9 @@ type Config struct {
 	ContainerLogsDir string
 	Cgroups          qos.Config
 	BootID           string
-	Log              *slog.Logger
+	// Cluster is what the node belongs to; nil: pods come from manifests alone.
+	Cluster *Cluster
+	Log     *slog.Logger
 }
 
 const (
@@ -86,6 +95,10 @@ type Agent struct {
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
+	pods       *dispatch.Dispatcher // nil before Run
+	cluster    *cluster             // nil: there is none
+	pressure   *pressure            // nil before Run, and without a cluster
+	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
 }
 
@@ -102,6 +115,7 @@ func New(c Config) (*Agent, error) {
 	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
+		grpc.WithUnaryInterceptor(a.count),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
@@ -111,7 +125,13 @@ func New(c Config) (*Agent, error) {
 		Dir: c.ManifestDir, CacheDir: filepath.Join(c.StateDir, "manifests"), Rescan: c.Rescan,
 		Options: a.manifestOptions(), Logger: c.Log,
 	})
-	if a.events, err = event.Open(event.Config{Path: filepath.Join(c.StateDir, "events"), NodeName: c.Node.Name, Keep: keptEvents, Log: c.Log}); err != nil {
+	recorded := event.Config{Path: filepath.Join(c.StateDir, "events"), NodeName: c.Node.Name, Keep: keptEvents, Log: c.Log}
+	var broadcaster record.EventBroadcaster
+	if c.Cluster != nil {
+		broadcaster = record.NewBroadcaster()
+		recorded.Forward = broadcaster.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: c.Node.Name})
+	}
+	if a.events, err = event.Open(recorded); err != nil {
 		return nil, err
 	}
 	if a.checkpoint, err = checkpoint.Open(filepath.Join(c.StateDir, "pods")); err != nil {
@@ -120,20 +140,39 @@ func New(c Config) (*Agent, error) {
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
-	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, a.source); err != nil {
+	var sources volume.Objects = objects.Local{Manifests: a.source}
+	if c.Cluster != nil {
+		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
+			return nil, err
+		}
+		sources = objects.BySource{File: sources, API: a.cluster.objects}
+	}
+	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
-	a.actor = act.New(act.Parts{
+	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
-		Volumes: a.volumes, Objects: a.source, Cgroups: a.cgroups,
+		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
-	}, act.Config{
+	}
+	if a.cluster != nil {
+		parts.Cluster = a.cluster
+	}
+	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
 	})
 	return a, nil
+}
+
+// count counts the requests to the runtime.
+func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if a.metrics == nil {
+		return call(ctx, method, req, reply, cc, opts...)
+	}
+	return a.metrics.Interceptor()(ctx, method, req, reply, cc, call, opts...)
 }
 
 // manifestOptions are what the node adds to manifests.
@@ -158,31 +197,48 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.actor.SweepLinks(); err != nil {
 		return err
 	}
-	var d *dispatch.Dispatcher
 	a.observed = observed.New(observed.Config{
 		Runtime: a.runtime, Relist: relist, Log: a.config.Log,
-		Changed: func(uid string) { d.Observed(uid) },
+		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
-	d = dispatch.New(dispatch.Config{
+	d := dispatch.New(dispatch.Config{
 		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
-			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log,
+			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Admit:        a.admit(),
+		Begun:        a.begun,
+		Ended:        a.ended,
 		Log:          a.config.Log,
 	})
+	a.pods = d
 	server := api.New(api.Config{
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
 	})
+	var kubelet *kubeletapi.Server
+	if a.cluster != nil {
+		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
+			return err
+		}
+		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
 	group.Go(func() error { return a.observed.Run(ctx) })
 	group.Go(func() error { return d.Run(ctx) })
 	group.Go(func() error { return a.feed(ctx, d) })
 	group.Go(func() error { return server.Run(ctx) })
+	if a.cluster != nil {
+		group.Go(func() error { return a.cluster.run(ctx) })
+		group.Go(func() error { return kubelet.Run(ctx) })
+		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
+	}
 	group.Go(func() error {
 		select {
 		case <-d.InControl():
@@ -197,25 +253,76 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
+// reporter is who is told what becomes of the pods; nil: nobody.
+func (a *Agent) reporter() func(worker.Report) {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.cluster.report.Report
+}
+
+// admit decides about new pods; nil: all of them may start.
+func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
+	if a.cluster == nil {
+		return nil
+	}
+	return a.admitted
+}
+
+// admitted decides about a new pod.
+func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
+	return a.config.Cluster.Admit.Check(admit.Input{
+		Pod: pod, Others: others, Node: a.cluster.current(),
+		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
+	})
+}
+
+// begun is told of pods that are about to start, or that have changed.
+func (a *Agent) begun(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Register(pod)
+	}
+}
+
+// ended is told of pods of which nothing is left.
+func (a *Agent) ended(pod *v1.Pod) {
+	if a.cluster != nil {
+		a.cluster.objects.Unregister(pod.UID)
+		a.cluster.report.Forget(pod.UID)
+	}
+}
+
 // feed hands each new state of the sources to the dispatcher.
 func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 	var last source.Snapshot
 	told := map[string]bool{}
+	var fromAPI <-chan struct{} // nil, which never receives, without a cluster
+	if a.cluster != nil {
+		fromAPI = a.cluster.pods.Changed()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.source.Changed():
+		case <-fromAPI:
+			a.cluster.report.PodsChanged()
 		}
 		at := time.Now()
 		next := a.source.Snapshot()
 		told = a.tellRejected(next.Rejected, told)
-		d.Want(ctx, dispatch.Desired{
-			Pods: next.Set.Pods, Complete: next.Complete, At: at,
+		want := dispatch.Desired{
+			Pods: next.Set.Pods, Complete: next.Complete, Local: next.Complete, At: at,
 			Objects: objectsChanged(&last.Set, &next.Set),
-		})
+		}
+		if a.cluster != nil {
+			pods, _, complete := a.cluster.pods.Pods()
+			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
+			a.cluster.mirror.Poke()
+		}
+		d.Want(ctx, want)
 		last = next
-		a.refreshClasses(next.Set.Pods)
+		a.refreshClasses(want.Pods)
 	}
 }
 

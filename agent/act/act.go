@@ -8,6 +8,7 @@
 //	features.go   what pods want that not every runtime has
 //	container.go  image, create, start, postStart
 //	kill.go       preStop, signal, grace
+//	resize.go     resources of what runs
 package act
 
 import (
@@ -39,6 +40,8 @@ type Sandboxes interface {
 	RunPodSandbox(context.Context, *runtimeapi.RunPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.RunPodSandboxResponse, error)
 	StopPodSandbox(context.Context, *runtimeapi.StopPodSandboxRequest, ...grpc.CallOption) (*runtimeapi.StopPodSandboxResponse, error)
 	RemovePodSandbox(context.Context, *runtimeapi.RemovePodSandboxRequest, ...grpc.CallOption) (*runtimeapi.RemovePodSandboxResponse, error)
+	UpdatePodSandboxResources(context.Context, *runtimeapi.UpdatePodSandboxResourcesRequest, ...grpc.CallOption) (*runtimeapi.UpdatePodSandboxResourcesResponse, error)
+	PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest, ...grpc.CallOption) (*runtimeapi.PodSandboxStatsResponse, error)
 }
 
 // Containers is the CRI's part about containers.
@@ -47,11 +50,14 @@ type Containers interface {
 	StartContainer(context.Context, *runtimeapi.StartContainerRequest, ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error)
 	StopContainer(context.Context, *runtimeapi.StopContainerRequest, ...grpc.CallOption) (*runtimeapi.StopContainerResponse, error)
 	RemoveContainer(context.Context, *runtimeapi.RemoveContainerRequest, ...grpc.CallOption) (*runtimeapi.RemoveContainerResponse, error)
+	UpdateContainerResources(context.Context, *runtimeapi.UpdateContainerResourcesRequest, ...grpc.CallOption) (*runtimeapi.UpdateContainerResourcesResponse, error)
 }
 
 // Cgroups is the pod part of the cgroup tree.
 type Cgroups interface {
 	EnsurePod(pod *v1.Pod) (cgroupParent string, err error)
+	PodSettings(pod *v1.Pod) qos.Settings
+	SetPod(pod *v1.Pod, s qos.Settings) error
 	RemovePod(ctx context.Context, podUID string) error
 	Node() qos.NodeInfo
 }
@@ -69,6 +75,14 @@ type Hooks interface {
 	Run(ctx context.Context, pod *v1.Pod, container *v1.Container, handler *v1.LifecycleHandler, containerID, podIP string) (message string, err error)
 }
 
+// Cluster is what a pod's cluster has beside its own objects.
+type Cluster interface {
+	// Services returns all services, or an error while they are not known.
+	Services() ([]*v1.Service, error)
+	// Handler returns the runtime handler of a RuntimeClass.
+	Handler(runtimeClass string) (string, error)
+}
+
 // Parts are what an Actor works with.
 type Parts struct {
 	Sandboxes  Sandboxes
@@ -78,6 +92,8 @@ type Parts struct {
 	Objects    volume.Objects
 	Cgroups    Cgroups
 	Hooks      Hooks
+	// Cluster is asked for pods of an API server; nil: there is none.
+	Cluster Cluster
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces
@@ -119,6 +135,17 @@ type Pod struct {
 	Attempt  uint32   // of that sandbox
 	Mounted  map[string]volume.Mounted
 	Timeline *timeline.Log
+	// Cgroup is the pod with the resources that its cgroup is made from, where
+	// they are not those of the pod; nil: they are.
+	Cgroup *v1.Pod
+}
+
+// cgroupPod is the pod that the pod's cgroup is made from.
+func (p Pod) cgroupPod() *v1.Pod {
+	if p.Cgroup != nil {
+		return p.Cgroup
+	}
+	return p.Pod
 }
 
 // FirstIP is the address probes and hooks connect to; empty without one.

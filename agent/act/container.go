@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/images"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -27,7 +28,7 @@ import (
 // StartContainer brings one container up: image, create, start, postStart.
 // An error is an *Error, or ctx's.
 func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContainer) error {
-	sandbox, err := a.sandboxConfig(ctx, pod.Pod, pod.Attempt)
+	sandbox, err := a.sandboxConfig(ctx, pod, pod.Attempt)
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -117,15 +118,29 @@ type pulled struct {
 
 func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, images pulled, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
-		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs,
+		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs, Target: s.Target,
 		Image: images.own, ImageRef: images.own.GetId(),
 		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
 		UserNamespace: podspec.UserNamespace(sandbox),
+		EnvFile: func(name, path string) ([]byte, error) {
+			vol, ok := pod.Mounted[name]
+			if !ok {
+				return nil, volume.ErrNotFound
+			}
+			return volume.ReadFile(vol, path)
+		},
 	}
 	if s.Backoff > 0 {
 		c.Backoff = s.Backoff.String()
 	}
-	env, err := podspec.Env(c, a.config.Node, a.Objects)
+	if a.Cluster != nil && !manifest.Static(pod.Pod) {
+		services, err := a.Cluster.Services()
+		if err != nil {
+			return nil, err
+		}
+		c.ServiceEnv = podspec.ServiceEnv(pod.Pod, services)
+	}
+	env, err := podspec.Env(ctx, c, a.config.Node, a.Objects)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +152,7 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}
-	return podspec.ContainerConfig(c, a.config.Node, a.Objects)
+	return podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
 }
 
 // mountSources makes the files that a container mounts beside its volumes.

@@ -48,7 +48,10 @@ func (a *Actor) userNamespace(ctx context.Context, pod *v1.Pod) (*runtimeapi.Use
 	if !wantsUserNamespace(pod) {
 		return nil, nil
 	}
-	handler := runtimeHandler(pod)
+	handler, err := a.runtimeHandler(pod)
+	if err != nil {
+		return nil, err
+	}
 	f, err := a.features(ctx, handler)
 	switch {
 	case err != nil:
@@ -69,6 +72,10 @@ func (a *Actor) recursiveReadOnly(ctx context.Context, pod *v1.Pod, c *v1.Contai
 	}) {
 		return false, nil
 	}
-	f, err := a.features(ctx, runtimeHandler(pod))
+	handler, err := a.runtimeHandler(pod)
+	if err != nil {
+		return false, err
+	}
+	f, err := a.features(ctx, handler)
 	return f.GetRecursiveReadOnlyMounts(), err
 }

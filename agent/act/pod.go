@@ -23,7 +23,7 @@ import (
 // volumes. It is level driven: called again it repairs and refreshes.
 func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted, error) {
 	end := pod.Timeline.Begin(timeline.Cgroup, "")
-	_, err := a.Cgroups.EnsurePod(pod.Pod)
+	_, err := a.Cgroups.EnsurePod(pod.cgroupPod())
 	end(err)
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodContainer", "unable to ensure pod container exists: %v", err)
@@ -42,11 +42,23 @@ func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed: %v", err)
+		a.tellVolumes(pod.Pod, err)
 		return nil, failed("FailedMount", err)
 	}
 	failpoint.Hit("agent/volumes-up")
 	return mounted, nil
+}
+
+// tellVolumes makes an event of each volume that could not be set up, in the
+// kubelet's words (pkg/volume/util/types, GeneratedOperations).
+func (a *Actor) tellVolumes(pod *v1.Pod, err error) {
+	each := volume.Errors(err)
+	if len(each) == 0 {
+		a.Events.Pod(pod, v1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed: %v", err)
+	}
+	for _, e := range each {
+		a.Events.Pod(pod, v1.EventTypeWarning, "FailedMount", "MountVolume.SetUp failed for volume %q : %v", e.Volume, e.Err)
+	}
 }
 
 // volumeTimeout bounds one attempt to set volumes up or to release them: a file

@@ -7,6 +7,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/agent/timeline"
 	"github.com/berth-io/berth/internal/failpoint"
@@ -14,9 +15,13 @@ import (
 
 // CreateSandbox makes a pod's sandbox and returns its ID.
 func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
-	config, err := a.sandboxConfig(ctx, pod.Pod, attempt)
+	config, err := a.sandboxConfig(ctx, pod, attempt)
 	if ctx.Err() != nil && err != nil {
 		return "", err
+	}
+	handler := ""
+	if err == nil {
+		handler, err = a.runtimeHandler(pod.Pod)
 	}
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %s", message(err))
@@ -35,7 +40,7 @@ func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (str
 	end := pod.Timeline.Begin(timeline.Sandbox, "")
 	resp, err := a.Sandboxes.RunPodSandbox(call, &runtimeapi.RunPodSandboxRequest{
 		Config:         config,
-		RuntimeHandler: runtimeHandler(pod.Pod),
+		RuntimeHandler: handler,
 	})
 	err = why(ctx, call, err)
 	end(plain(err))
@@ -74,16 +79,16 @@ func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
 
 // sandboxConfig is made anew for each call that wants it: it follows from the
 // pod, the attempt and the node.
-func (a *Actor) sandboxConfig(ctx context.Context, pod *v1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
-	parent, err := a.Cgroups.EnsurePod(pod)
+func (a *Actor) sandboxConfig(ctx context.Context, pod Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+	parent, err := a.Cgroups.EnsurePod(pod.cgroupPod())
 	if err != nil {
 		return nil, err
 	}
-	userNamespace, err := a.userNamespace(ctx, pod)
+	userNamespace, err := a.userNamespace(ctx, pod.Pod)
 	if err != nil {
 		return nil, err
 	}
-	return podspec.Sandbox(pod, attempt, a.config.Node, parent, userNamespace)
+	return podspec.Sandbox(pod.Pod, attempt, a.config.Node, parent, userNamespace)
 }
 
 // dnsWarnings tells what a pod's DNS policy could not give. On a node without
@@ -96,9 +101,15 @@ func (a *Actor) dnsWarnings(pod *v1.Pod) []podspec.Warning {
 	return warnings
 }
 
-func runtimeHandler(pod *v1.Pod) string {
-	if pod.Spec.RuntimeClassName == nil {
-		return ""
+// runtimeHandler is the handler that the pod's RuntimeClass names. Without a
+// cluster there are no RuntimeClasses, and its name is the handler's.
+func (a *Actor) runtimeHandler(pod *v1.Pod) (string, error) {
+	class := pod.Spec.RuntimeClassName
+	switch {
+	case class == nil || *class == "":
+		return "", nil
+	case a.Cluster == nil || manifest.Static(pod):
+		return *class, nil
 	}
-	return *pod.Spec.RuntimeClassName
+	return a.Cluster.Handler(*class)
 }

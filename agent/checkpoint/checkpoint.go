@@ -17,6 +17,7 @@ import (
 	"github.com/moby/sys/atomicwriter"
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/probe"
@@ -27,6 +28,7 @@ import (
 type Pod struct {
 	// Pod is the pod as it was last wanted, with its last status: what a pod is
 	// terminated by when its source forgot it while the agent was away.
+	// Its spec has the resources that the pod is allocated.
 	Pod   *v1.Pod     `json:"pod"`
 	Phase phase.Phase `json:"phase"`
 	Stop  *Stop       `json:"stop,omitempty"`
@@ -36,6 +38,8 @@ type Pod struct {
 	Past   map[string]plan.Past    `json:"past,omitempty"`
 	Probes map[string]probe.Result `json:"probes,omitempty"`
 	Steps  []timeline.Step         `json:"steps,omitempty"`
+	// Actuated is what the pod's cgroups are set to.
+	Actuated allocation.Actuated `json:"actuated,omitzero"`
 	// BootID is the boot in which this was written.
 	BootID string `json:"bootID"`
 }
@@ -51,6 +55,8 @@ type Stop struct {
 	// Failed makes the pod's phase Failed with that reason; nil: the
 	// containers' exit codes decide.
 	Failed *plan.Waiting `json:"failed,omitempty"`
+	// Conditions are set in the pod's status, each in place of one of its type.
+	Conditions []v1.PodCondition `json:"conditions,omitempty"`
 }
 
 // Deadline is when the grace period ends.

@@ -53,8 +53,8 @@ func BenchmarkAPodsLife(b *testing.B) {
 			}),
 			Observations: store, Events: events, Checkpoints: kept,
 		},
-		Worker: worker.Config{Backoff: plan.KubeletBackoff, Log: log, Changed: func(p *v1.Pod) {
-			for _, c := range p.Status.Conditions {
+		Worker: worker.Config{Backoff: plan.KubeletBackoff, Log: log, Report: func(r worker.Report) {
+			for _, c := range r.Pod.Status.Conditions {
 				if c.Type == v1.PodReady && c.Status == v1.ConditionTrue {
 					select {
 					case ready <- struct{}{}:
@@ -69,7 +69,7 @@ func BenchmarkAPodsLife(b *testing.B) {
 	defer cancel()
 	go func() { _ = store.Run(ctx) }()
 	go func() { _ = d.Run(ctx) }()
-	d.Want(ctx, dispatch.Desired{Complete: true})
+	d.Want(ctx, dispatch.Desired{Complete: true, Local: true})
 	<-d.InControl()
 
 	var up time.Duration
@@ -78,10 +78,10 @@ func BenchmarkAPodsLife(b *testing.B) {
 		n++
 		p := pod("web", fmt.Sprint(n))
 		began := time.Now()
-		d.Want(ctx, dispatch.Desired{Pods: []*v1.Pod{p}, Complete: true, At: began})
+		d.Want(ctx, dispatch.Desired{Pods: []*v1.Pod{p}, Complete: true, Local: true, At: began})
 		<-ready
 		up += time.Since(began)
-		d.Want(ctx, dispatch.Desired{Complete: true})
+		d.Want(ctx, dispatch.Desired{Complete: true, Local: true})
 		for len(d.Pods()) > 0 {
 			runtime.Gosched()
 		}

@@ -18,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/worker"
 )
@@ -40,6 +42,9 @@ type Desired struct {
 	Pods []*v1.Pod
 	// Complete: every source has reported. Before that nothing is ended.
 	Complete bool
+	// Local: every source of this host has. That is enough to be in control: an
+	// API server may be away for long.
+	Local bool
 	// Objects changed since the last Desired: volumes are to be refreshed.
 	Objects bool
 	At      time.Time
@@ -51,6 +56,13 @@ type Config struct {
 	Worker       worker.Config
 	Observations Observations
 	Leftovers    []Leftovers
+	// Admit decides whether a new pod may start beside the others, which were
+	// admitted and have not ended; nil: every pod may.
+	Admit func(pod *v1.Pod, others []*v1.Pod) admit.Decision
+	// Begun is called with each pod before it gets a worker, and when its source
+	// says something else of it; Ended with one of which nothing is left. nil:
+	// nobody wants to know.
+	Begun, Ended func(pod *v1.Pod)
 	Log          *slog.Logger
 }
 
@@ -61,10 +73,14 @@ type Dispatcher struct {
 	ended   chan string  // UIDs of workers that are done
 	inHand  chan struct{}
 	strange chan struct{} // capacity one: strangers has something
+	settled chan struct{} // capacity one: a pod has given back what it held
 
 	mu        sync.Mutex
 	workers   map[string]*worker.Worker // by UID
-	waiting   map[string]waiting        // by full name: pods whose name an ending pod still has
+	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
+	held      map[string]waiting        // by UID: admitted once those have ended that make room for it
+	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
+	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
 }
 
@@ -76,14 +92,24 @@ type waiting struct {
 
 // New returns a Dispatcher; Run starts it.
 func New(c Config) *Dispatcher {
-	return &Dispatcher{
-		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1),
-		workers: map[string]*worker.Worker{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
+	d := &Dispatcher{
+		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1), settled: make(chan struct{}, 1),
+		held: map[string]waiting{}, workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
 	}
+	report := c.Worker.Report
+	d.config.Worker.Report = func(r worker.Report) {
+		if r.Settled {
+			d.roomMade()
+		}
+		if report != nil {
+			report(r)
+		}
+	}
+	return d
 }
 
 // InControl is closed once every pod of before this agent has its worker again
-// and the sources were applied for the first time.
+// and this host's sources were applied for the first time.
 func (d *Dispatcher) InControl() <-chan struct{} { return d.inHand }
 
 // Want replaces what is wanted. It never blocks: a newer state takes the place
@@ -150,9 +176,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	for _, w := range d.restore() {
+		d.begun(w.Pod())
 		start(w)
 	}
-	adopted := false
+	inControl := sync.OnceFunc(func() { close(d.inHand) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -161,14 +188,22 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.apply(want) {
 				start(w)
 			}
-			if want.Complete && !adopted {
+			if want.Complete && !d.Complete() {
 				d.adopt(d.leftBehind(), start)
-				adopted = true
-				close(d.inHand)
+				d.mu.Lock()
+				d.adopted = true
+				d.mu.Unlock()
+			}
+			if want.Local {
+				inControl()
 			}
 		case <-d.strange:
-			if adopted {
+			if d.Complete() {
 				d.adopt(d.strayed(), start)
+			}
+		case <-d.settled:
+			for _, w := range d.retryHeld() {
+				start(w)
 			}
 		case uid := <-d.ended:
 			if w := d.remove(uid); w != nil {
@@ -224,20 +259,55 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		}
 	}
 	clear(d.waiting)
+	clear(d.held)
 	for _, pod := range want.Pods {
 		name := fullName(pod)
 		switch w := d.workers[string(pod.UID)]; {
 		case w != nil && !w.Forgotten():
+			d.update(w, pod)
+		case w == nil && !manifest.Static(pod):
+			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+				start = append(start, w)
+			}
 		case w != nil || names[name]:
 			// The same UID wanted again while it ends, or another of its name:
 			// two pods of one name never overlap.
 			d.waiting[name] = waiting{pod: pod, seen: want.At}
 		default:
 			names[name] = true
-			start = append(start, worker.New(d.config.Parts, d.config.Worker, pod, want.At))
+			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+				start = append(start, w)
+			}
 		}
 	}
 	return start
+}
+
+// update tells a worker what the API server says of its pod, once. A static pod
+// does not change: with other content it is another pod.
+func (d *Dispatcher) update(w *worker.Worker, pod *v1.Pod) {
+	if uid := string(pod.UID); !manifest.Static(pod) && d.told[uid] != pod {
+		d.told[uid] = pod
+		d.begun(pod)
+		w.Update(pod)
+	}
+}
+
+func (d *Dispatcher) begun(pod *v1.Pod) {
+	if d.config.Begun != nil {
+		d.config.Begun(pod)
+	}
+}
+
+// ObjectsChanged tells a pod's worker that what its volumes are made from has
+// changed.
+func (d *Dispatcher) ObjectsChanged(uid types.UID) {
+	d.mu.Lock()
+	w := d.workers[string(uid)]
+	d.mu.Unlock()
+	if w != nil {
+		w.ObjectsChanged()
+	}
 }
 
 // namesOfStrangers are the full names of pods that run, are wanted by nobody and
@@ -259,14 +329,19 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	defer d.mu.Unlock()
 	w := d.workers[uid]
 	delete(d.workers, uid)
+	delete(d.told, uid)
 	d.config.Parts.Actor.Images.Forget(w.Pod())
+	d.roomMade()
+	if d.config.Ended != nil {
+		d.config.Ended(w.Pod())
+	}
 	name := fullName(w.Pod())
 	next, ok := d.waiting[name]
 	if !ok {
 		return nil
 	}
 	delete(d.waiting, name)
-	return worker.New(d.config.Parts, d.config.Worker, next.pod, next.seen)
+	return d.admit(next, nil)
 }
 
 // leftBehind are all pods that the runtime, the volumes or the cgroups know.
@@ -360,20 +435,29 @@ func (d *Dispatcher) Pods() []*v1.Pod {
 			pods = append(pods, p)
 		}
 	}
+	for _, h := range d.held {
+		pods = append(pods, h.pod)
+	}
 	slices.SortFunc(pods, func(a, b *v1.Pod) int { return strings.Compare(fullName(a), fullName(b)) })
 	return pods
 }
 
-// Worker finds the worker of a pod by name; nil when there is none.
+// Worker finds the worker of a pod by name; nil when there is none. Of two pods
+// of one name, of which one is leaving, it is the other's.
 func (d *Dispatcher) Worker(namespace, name string) *worker.Worker {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var leaving *worker.Worker
 	for _, w := range d.workers {
-		if p := w.Pod(); p.Namespace == namespace && p.Name == name {
+		if p := w.Pod(); p.Namespace != namespace || p.Name != name {
+			continue
+		}
+		if !w.Forgotten() {
 			return w
 		}
+		leaving = w
 	}
-	return nil
+	return leaving
 }
 
 // Stop asks a pod to end and to stay so; it is kept until its source drops it.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/internal/fakecri"
 	"github.com/berth-io/berth/agent/internal/fakehost"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
@@ -37,6 +39,9 @@ type world struct {
 	runtime *fakecri.Runtime
 	volumes *fakehost.Volumes
 	cgroups *fakehost.Cgroups
+
+	mu   sync.Mutex
+	gone []string // UIDs of pods of which nothing is left
 
 	d     *dispatch.Dispatcher
 	ctx   context.Context
@@ -79,6 +84,11 @@ func (w *world) startAgent() {
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
 		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log,
+		Ended: func(pod *v1.Pod) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.gone = append(w.gone, string(pod.UID))
+		},
 	})
 	w.ctx, w.end = context.WithCancel(w.t.Context())
 	w.ended = make(chan struct{})
@@ -109,7 +119,7 @@ func (w *world) restartAgent() {
 
 // want says what all sources together want.
 func (w *world) want(pods ...*v1.Pod) {
-	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, Complete: true, At: time.Now()})
+	w.d.Want(w.ctx, dispatch.Desired{Pods: pods, Complete: true, Local: true, At: time.Now()})
 	synctest.Wait()
 }
 
@@ -173,10 +183,14 @@ func (w *world) leave(name, uid string) {
 	}
 }
 
+// pod is a static pod.
 func pod(name, uid string) *v1.Pod {
 	grace := int64(30)
 	return &v1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default", UID: types.UID(uid)},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: name, Namespace: "default", UID: types.UID(uid),
+			Annotations: map[string]string{manifest.AnnotationConfigSource: manifest.SourceFile},
+		},
 		Spec: v1.PodSpec{
 			RestartPolicy: v1.RestartPolicyAlways, TerminationGracePeriodSeconds: &grace, DNSPolicy: v1.DNSDefault,
 			Containers: []v1.Container{{Name: "a", Image: "busybox", ImagePullPolicy: v1.PullIfNotPresent}},
@@ -416,5 +430,128 @@ func TestALostCheckpointCostsHistoryAndNothingElse(t *testing.T) {
 			t.Errorf("the runtime was asked for %q", more)
 		}
 		w.check("1 0")
+	})
+}
+
+// apiPod is a pod from the API server.
+func apiPod(name, uid string) *v1.Pod {
+	p := pod(name, uid)
+	p.Annotations[manifest.AnnotationConfigSource] = manifest.SourceAPI
+	return p
+}
+
+// deleted is a pod that somebody deletes with that grace.
+func deleted(p *v1.Pod, grace int64) *v1.Pod {
+	p = p.DeepCopy()
+	p.DeletionTimestamp, p.DeletionGracePeriodSeconds = new(metav1.NewTime(time.Now())), &grace
+	return p
+}
+
+func (w *world) wantGone(uids ...string) {
+	w.t.Helper()
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Equal(w.gone, uids) {
+		w.t.Errorf("ended %q, want %q", w.gone, uids)
+	}
+}
+
+func TestPodsOfTheAPIServerDoNotWaitForTheirNames(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "old"))
+		w.want(apiPod("web", "new"))
+		w.check("new 0", "old 0")
+		if k := w.d.Worker("default", "web"); k == nil || k.Pod().UID != "new" {
+			t.Error("the name is not the new pod's")
+		}
+		time.Sleep(31 * time.Second)
+		w.check("new 0")
+		w.wantGone("old")
+	})
+}
+
+func TestAStaticPodWaitsForAPodOfTheAPIServerOfItsName(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		w.want(pod("web", "2"))
+		w.check("1 0")
+		time.Sleep(31 * time.Second)
+		w.check("2 0")
+	})
+}
+
+func TestAWorkerIsToldWhatTheAPIServerSaysOfItsPod(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		ending := deleted(apiPod("web", "1"), 10)
+		w.want(ending)
+		time.Sleep(8 * time.Second)
+		w.want(ending)
+		w.check("1 0")
+		time.Sleep(2*time.Second + time.Millisecond)
+		w.check()
+		w.wantGone() // its object is still there
+		if got := w.d.Pods()[0].Status.Phase; got != v1.PodFailed {
+			t.Errorf("phase %s", got)
+		}
+		w.want()
+		w.checkNothingLeft()
+		w.wantGone("1")
+	})
+}
+
+func TestADeletionWhileTheAgentIsAwayIsSeen(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		p := apiPod("web", "1")
+		w.want(p)
+		w.restartAgent()
+		w.want(deleted(p, 30))
+		w.check()
+		w.restartAgent()
+		w.want(deleted(p, 30))
+		w.check()
+		w.want()
+		w.checkNothingLeft()
+	})
+}
+
+func TestTheAgentIsInControlBeforeTheAPIServerAnswers(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		w.restartAgent()
+		w.d.Want(w.ctx, dispatch.Desired{Pods: []*v1.Pod{pod("db", "2")}, Local: true, At: time.Now()})
+		w.check("1 0", "2 0")
+		if !w.inControl() {
+			t.Error("not in control")
+		}
+		time.Sleep(time.Hour)
+		w.check("1 0", "2 0")
+		w.want(pod("db", "2"))
+		time.Sleep(time.Minute)
+		w.check("2 0")
+	})
+}
+
+func TestAPodOfTheAPIServerThatIsWantedAgainWhileItEndsStartsAnew(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		w.want()
+		w.want(apiPod("web", "1"))
+		time.Sleep(time.Minute)
+		w.check("1 0")
+		w.want(deleted(apiPod("web", "1"), 5))
+		time.Sleep(6 * time.Second)
+		w.check()
 	})
 }

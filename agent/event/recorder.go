@@ -19,6 +19,8 @@ import (
 	"github.com/moby/sys/atomicwriter"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/record"
 )
 
 // Config of a Recorder.
@@ -29,7 +31,10 @@ type Config struct {
 	NodeName string
 	// Keep is how many events are kept; older ones are forgotten.
 	Keep int
-	Log  *slog.Logger
+	// Forward is told of each event as well, for an API server; nil: there is
+	// none.
+	Forward record.EventRecorder
+	Log     *slog.Logger
 }
 
 // sameFor is how long an equal event counts up the one before, as client-go's
@@ -101,8 +106,11 @@ func (r *Recorder) Pod(pod *v1.Pod, eventType, reason, format string, args ...an
 func (r *Recorder) Container(pod *v1.Pod, container string, init bool, eventType, reason, format string, args ...any) {
 	ref := podReference(pod)
 	list := "containers"
-	if init {
+	switch {
+	case init:
 		list = "initContainers"
+	case slices.ContainsFunc(pod.Spec.EphemeralContainers, func(c v1.EphemeralContainer) bool { return c.Name == container }):
+		list = "ephemeralContainers"
 	}
 	ref.FieldPath = fmt.Sprintf("spec.%s{%s}", list, container)
 	r.record(ref, eventType, reason, fmt.Sprintf(format, args...))
@@ -110,7 +118,8 @@ func (r *Recorder) Container(pod *v1.Pod, container string, init bool, eventType
 
 // Node records an event about this node, for example a rejected manifest.
 func (r *Recorder) Node(eventType, reason, format string, args ...any) {
-	ref := v1.ObjectReference{Kind: "Node", Name: r.config.NodeName}
+	// The kubelet's events have the name as UID, and kubectl looks for that.
+	ref := v1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: r.config.NodeName, UID: types.UID(r.config.NodeName)}
 	r.record(ref, eventType, reason, fmt.Sprintf(format, args...))
 }
 
@@ -133,6 +142,9 @@ func podReference(pod *v1.Pod) v1.ObjectReference {
 }
 
 func (r *Recorder) record(ref v1.ObjectReference, eventType, reason, message string) {
+	if r.config.Forward != nil {
+		r.config.Forward.Event(&ref, eventType, reason, message)
+	}
 	now := metav1.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -42,7 +42,7 @@ func (p *parser) identify(pod *v1.Pod) error {
 	pod.UID = uid
 	pod.CreationTimestamp = metav1.NewTime(p.opts.Now.Truncate(1e9))
 	pod.Annotations[AnnotationConfigHash] = string(uid)
-	pod.Annotations[AnnotationConfigSource] = "file"
+	pod.Annotations[AnnotationConfigSource] = SourceFile
 	pod.Annotations[AnnotationConfigSeen] = p.opts.Now.UTC().Format("2006-01-02T15:04:05.000000000Z")
 	pod.Annotations[AnnotationManifest] = p.file
 	return nil
@@ -62,6 +62,9 @@ func (p *parser) uid(pod *v1.Pod) (types.UID, error) {
 	h[8] = h[8]&0x3f | 0x80 // variant
 	return types.UID(fmt.Sprintf("%x-%x-%x-%x-%x", h[0:4], h[4:6], h[6:8], h[8:10], h[10:16])), nil
 }
+
+// Static tells whether a pod comes from a manifest, and not from an API server.
+func Static(pod *v1.Pod) bool { return pod.Annotations[AnnotationConfigSource] == SourceFile }
 
 // withoutIdentity copies annotations without those that identify sets: a pod
 // written back to a file, with kubectl get -o yaml for example, keeps its UID.

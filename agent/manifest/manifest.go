@@ -34,6 +34,14 @@ const (
 	AnnotationConfigHash   = "kubernetes.io/config.hash"
 	AnnotationConfigSource = "kubernetes.io/config.source"
 	AnnotationConfigSeen   = "kubernetes.io/config.seen"
+	// AnnotationConfigMirror is on a mirror pod: the config.hash of its static pod.
+	AnnotationConfigMirror = "kubernetes.io/config.mirror"
+)
+
+// Values of AnnotationConfigSource.
+const (
+	SourceFile = "file"
+	SourceAPI  = "api"
 )
 
 // Options are what a node adds to its manifests.

@@ -6,6 +6,7 @@
 //	action.go   what can be done
 //	run.go      a pod that shall run: sandbox, init containers, sidecars, containers
 //	stop.go     a pod that shall stop: who is killed, in which order
+//	resize.go   resources of containers that run
 //	restart.go  restart policies and the crash-loop back-off
 //	prune.go    dead containers and sandboxes that nobody needs any more
 package plan
@@ -40,6 +41,9 @@ type StartContainer struct {
 	Container *v1.Container
 	Init      bool
 	Attempt   uint32
+	// Target is the ID of the container whose processes an ephemeral container
+	// sees; empty: it sees its own.
+	Target string
 	// Backoff is the restart delay now in force; it is recorded with the
 	// container, so that the next restart can double it.
 	Backoff time.Duration
@@ -60,6 +64,17 @@ type KillContainer struct {
 	Restart bool
 }
 
+// Resize sets containers that run, and the pod's cgroup, to what the pod is
+// allocated now.
+type Resize struct {
+	Containers []ResizeContainer
+	to         string
+}
+
+// ResizeContainer is a container that runs with other resources than it is
+// allocated.
+type ResizeContainer struct{ ID, Name string }
+
 // RemoveContainer removes a dead container and its log.
 type RemoveContainer struct{ ID, Name string }
 
@@ -70,6 +85,7 @@ func (a StartContainer) String() string {
 	return fmt.Sprintf("start container %s, attempt %d", a.Container.Name, a.Attempt)
 }
 func (a KillContainer) String() string   { return fmt.Sprintf("kill container %s: %s", a.Name, a.Reason) }
+func (a Resize) String() string          { return "resize " + a.to }
 func (a RemoveContainer) String() string { return fmt.Sprintf("remove container %s %s", a.Name, a.ID) }
 
 // Waiting is why a container does not run although it should, in the words of
@@ -96,7 +112,9 @@ func (d *Decision) wait(container string, w Waiting, until time.Time) {
 		d.Waiting = map[string]Waiting{}
 	}
 	d.Waiting[container] = w
-	d.wakeAt(until)
+	if !until.IsZero() {
+		d.wakeAt(until)
+	}
 }
 
 func (d *Decision) wakeAt(t time.Time) {

@@ -1,11 +1,14 @@
 package plan
 
 import (
+	"strconv"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/observed"
+	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/agent/probe"
 )
 
@@ -26,6 +29,8 @@ type Input struct {
 	// more, by container name.
 	Past    map[string]Past
 	Backoff Backoff
+	// Actuated is what the pod's cgroup and its containers have.
+	Actuated allocation.Actuated
 	// RestartLimit is how many restarts the pod's containers have together; nil:
 	// any number.
 	RestartLimit *int64
@@ -43,8 +48,9 @@ type Past struct {
 
 // Keys of failures that are not one container's: no container has such a name.
 const (
-	PodFailure   = ""
-	PruneFailure = "(prune)"
+	PodFailure    = ""
+	PruneFailure  = "(prune)"
+	ResizeFailure = "(resize)"
 )
 
 // Failure is an action that did not work and when it may be tried again.
@@ -71,6 +77,8 @@ func Run(in Input) Decision {
 	if r.initContainers() {
 		d.Complete = r.containers()
 	}
+	r.ephemeralContainers()
+	resize(in, &d)
 	prune(in, &d) // last: a leftover that resists holds nothing up
 	return d
 }
@@ -201,6 +209,34 @@ func (r *run) containers() (complete bool) {
 	return complete
 }
 
+// ephemeralContainers starts those that never ran: none is started twice. They
+// wait for no init container, and the pod does not wait for them.
+func (r *run) ephemeralContainers() {
+	for i := range r.in.Pod.Spec.EphemeralContainers {
+		e := &r.in.Pod.Spec.EphemeralContainers[i]
+		c := (*v1.Container)(&e.EphemeralContainerCommon)
+		_, past := r.in.Past[c.Name]
+		if past || r.in.Observed.Container(c.Name) != nil {
+			continue
+		}
+		if f, ok := r.in.Failures[c.Name]; ok && f.RetryAt.After(r.in.Now) {
+			r.d.wait(c.Name, f.Waiting, f.RetryAt)
+			continue
+		}
+		a := StartContainer{Container: c}
+		if e.TargetContainerName != "" {
+			target := r.current(e.TargetContainerName)
+			if target == nil {
+				r.d.wait(c.Name, Waiting{Reason: "CreateContainerConfigError",
+					Message: "unable to find target container " + e.TargetContainerName}, time.Time{})
+				continue
+			}
+			a.Target = target.ID
+		}
+		r.d.act(a)
+	}
+}
+
 // keepRunning starts a container that does not run and kills one that runs
 // but is not well. It tells whether the container runs and may go on.
 func (r *run) keepRunning(c *v1.Container, init bool) bool {
@@ -209,8 +245,14 @@ func (r *run) keepRunning(c *v1.Container, init bool) bool {
 	case cur == nil:
 		r.start(c, init)
 		return false
+	case cur.State == observed.Running && changed(c, cur):
+		r.d.act(KillContainer{ID: cur.ID, Name: cur.Name, Reason: "Killing",
+			Message: "Container " + c.Name + " definition changed, will be restarted", Restart: true})
+		return false
+	case cur.State == observed.Running && r.healthy(c, cur):
+		return !r.restartToResize(c, cur)
 	case cur.State == observed.Running:
-		return r.healthy(c, cur)
+		return false
 	case cur.State == observed.Created:
 		// Created, never started: the agent died in between. Its successor
 		// takes over its attempt.
@@ -223,6 +265,12 @@ func (r *run) keepRunning(c *v1.Container, init bool) bool {
 	}
 	r.start(c, init)
 	return false
+}
+
+// changed tells whether a container is another than the pod's now: the API lets
+// the image change in place.
+func changed(c *v1.Container, cur *observed.Container) bool {
+	return cur.Hash != "" && cur.Hash != strconv.FormatUint(podspec.Hash(c), 16)
 }
 
 // healthy kills a running container whose liveness or startup probe failed.
@@ -255,7 +303,7 @@ func (r *run) start(c *v1.Container, init bool) {
 		r.d.Failed = &Waiting{Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}
 		return
 	}
-	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited {
+	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && !changed(c, last) {
 		from, delay := r.in.Backoff.next(last)
 		if from.After(r.in.Now) {
 			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)

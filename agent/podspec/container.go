@@ -1,6 +1,8 @@
 package podspec
 
 import (
+	"context"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/csi/volume"
@@ -17,8 +19,8 @@ func mapped(mounts []*runtimeapi.Mount, u *runtimeapi.UserNamespace) []*runtimea
 
 // ContainerConfig is the configuration of a container, with its environment
 // resolved from objects. Errors that the user can mend are *ConfigError.
-func ContainerConfig(c Container, node Node, objects volume.Objects) (*runtimeapi.ContainerConfig, error) {
-	env, err := Env(c, node, objects)
+func ContainerConfig(ctx context.Context, c Container, node Node, objects volume.Objects) (*runtimeapi.ContainerConfig, error) {
+	env, err := Env(ctx, c, node, objects)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package podspec
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,10 +15,11 @@ import (
 )
 
 // Env is the environment that a container's spec asks for; the image's own is
-// the runtime's to add below it. envFrom comes first, in order and with the
-// keys of an object sorted, then env in order; a later value replaces an
-// earlier one, and $(NAME) sees the values set so far. Errors are *ConfigError.
-func Env(c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue, error) {
+// the runtime's to add below it. The variables of services come first, then
+// envFrom, in order and with the keys of an object sorted, then env in order; a
+// later value replaces an earlier one, and $(NAME) sees the values set so far.
+// Errors are *ConfigError.
+func Env(ctx context.Context, c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue, error) {
 	e := environment{
 		Container:  c,
 		node:       node,
@@ -25,13 +28,18 @@ func Env(c Container, node Node, objects volume.Objects) ([]*runtimeapi.KeyValue
 		configMaps: map[string]*v1.ConfigMap{},
 		secrets:    map[string]*v1.Secret{},
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.ServiceEnv)) {
+		if err := e.set(name, c.ServiceEnv[name], "a service"); err != nil {
+			return nil, err
+		}
+	}
 	for _, from := range c.Container.EnvFrom {
-		if err := e.addFrom(from); err != nil {
+		if err := e.addFrom(ctx, from); err != nil {
 			return nil, err
 		}
 	}
 	for _, v := range c.Container.Env {
-		if err := e.add(v); err != nil {
+		if err := e.add(ctx, v); err != nil {
 			return nil, err
 		}
 	}
@@ -79,14 +87,14 @@ func (e *environment) set(name, value, source string) error {
 	return nil
 }
 
-func (e *environment) addFrom(from v1.EnvFromSource) error {
+func (e *environment) addFrom(ctx context.Context, from v1.EnvFromSource) error {
 	data := map[string]string{}
 	var source string
 	switch {
 	case from.ConfigMapRef != nil:
 		ref := from.ConfigMapRef
 		source = fmt.Sprintf("ConfigMap %s/%s", e.Pod.Namespace, ref.Name)
-		cm, err := e.configMap(ref.Name, isTrue(ref.Optional))
+		cm, err := e.configMap(ctx, ref.Name, isTrue(ref.Optional))
 		if err != nil || cm == nil {
 			return err
 		}
@@ -94,7 +102,7 @@ func (e *environment) addFrom(from v1.EnvFromSource) error {
 	case from.SecretRef != nil:
 		ref := from.SecretRef
 		source = fmt.Sprintf("Secret %s/%s", e.Pod.Namespace, ref.Name)
-		secret, err := e.secret(ref.Name, isTrue(ref.Optional))
+		secret, err := e.secret(ctx, ref.Name, isTrue(ref.Optional))
 		if err != nil || secret == nil {
 			return err
 		}
@@ -110,11 +118,11 @@ func (e *environment) addFrom(from v1.EnvFromSource) error {
 	return nil
 }
 
-func (e *environment) add(v v1.EnvVar) error {
+func (e *environment) add(ctx context.Context, v v1.EnvVar) error {
 	if v.Value != "" || v.ValueFrom == nil {
 		return e.set(v.Name, expand(v.Value, e.lookup), "the pod")
 	}
-	value, source, found, err := e.resolve(v.ValueFrom)
+	value, source, found, err := e.resolve(ctx, v.ValueFrom)
 	if err != nil || !found {
 		return err
 	}
@@ -123,7 +131,7 @@ func (e *environment) add(v v1.EnvVar) error {
 
 // resolve returns a value from elsewhere and where it came from; found is
 // false for an optional one that is not there.
-func (e *environment) resolve(from *v1.EnvVarSource) (value, source string, found bool, err error) {
+func (e *environment) resolve(ctx context.Context, from *v1.EnvVarSource) (value, source string, found bool, err error) {
 	switch {
 	case from.FieldRef != nil:
 		value, err = downwardValue(from, e.Container, e.node)
@@ -134,7 +142,7 @@ func (e *environment) resolve(from *v1.EnvVarSource) (value, source string, foun
 	case from.ConfigMapKeyRef != nil:
 		ref := from.ConfigMapKeyRef
 		source = fmt.Sprintf("ConfigMap %s/%s", e.Pod.Namespace, ref.Name)
-		cm, err := e.configMap(ref.Name, isTrue(ref.Optional))
+		cm, err := e.configMap(ctx, ref.Name, isTrue(ref.Optional))
 		if err != nil || cm == nil {
 			return "", "", false, err
 		}
@@ -146,7 +154,7 @@ func (e *environment) resolve(from *v1.EnvVarSource) (value, source string, foun
 	case from.SecretKeyRef != nil:
 		ref := from.SecretKeyRef
 		source = fmt.Sprintf("Secret %s/%s", e.Pod.Namespace, ref.Name)
-		secret, err := e.secret(ref.Name, isTrue(ref.Optional))
+		secret, err := e.secret(ctx, ref.Name, isTrue(ref.Optional))
 		if err != nil || secret == nil {
 			return "", "", false, err
 		}
@@ -156,42 +164,66 @@ func (e *environment) resolve(from *v1.EnvVarSource) (value, source string, foun
 		}
 		return string(raw), source, found, err
 	case from.FileKeyRef != nil:
-		return "", "", false, configErrorf("environment variables from files (fileKeyRef) are not supported")
+		return e.fromFile(from.FileKeyRef)
 	default:
 		return "", "the pod", true, nil
 	}
 }
 
+// fromFile takes a variable from a file of a volume, which an init container has
+// written. A file that is not there is an error even where the key is optional,
+// as in the kubelet.
+func (e *environment) fromFile(ref *v1.FileKeySelector) (value, source string, found bool, err error) {
+	if e.EnvFile == nil {
+		return "", "", false, configErrorf("cannot find the volume %q referenced by FileKeyRef", ref.VolumeName)
+	}
+	source = fmt.Sprintf("file %s of volume %s", ref.Path, ref.VolumeName)
+	content, err := e.EnvFile(ref.VolumeName, ref.Path)
+	if errors.Is(err, volume.ErrNotFound) {
+		return "", "", false, configErrorf("cannot find the volume %q referenced by FileKeyRef", ref.VolumeName)
+	}
+	if err == nil {
+		value, err = envFileValue(content, ref.Key)
+	}
+	if err != nil {
+		return "", "", false, &ConfigError{Message: "couldn't parse env file", Err: fmt.Errorf("%s: %w", source, err)}
+	}
+	if value == "" && !isTrue(ref.Optional) {
+		return "", "", false, configErrorf("environment variable key %q not found in file %q", ref.Key, ref.Path)
+	}
+	return value, source, value != "", nil
+}
+
 // configMap returns nil without an error for an optional one that does not exist.
-func (e *environment) configMap(name string, optional bool) (*v1.ConfigMap, error) {
-	cm, ok := e.configMaps[name]
-	if !ok {
-		var err error
-		if cm, err = e.objects.ConfigMap(e.Pod.Namespace, name); err != nil {
-			return nil, &ConfigError{Message: err.Error(), Err: err}
-		}
-		e.configMaps[name] = cm
-	}
-	if cm == nil && !optional {
-		return nil, configErrorf("configmap %q not found", name)
-	}
-	return cm, nil
+func (e *environment) configMap(ctx context.Context, name string, optional bool) (*v1.ConfigMap, error) {
+	return once(e.configMaps, name, optional, func() (*v1.ConfigMap, error) {
+		return e.objects.ConfigMap(ctx, e.Pod, name)
+	})
 }
 
 // secret returns nil without an error for an optional one that does not exist.
-func (e *environment) secret(name string, optional bool) (*v1.Secret, error) {
-	s, ok := e.secrets[name]
-	if !ok {
-		var err error
-		if s, err = e.objects.Secret(e.Pod.Namespace, name); err != nil {
-			return nil, &ConfigError{Message: err.Error(), Err: err}
-		}
-		e.secrets[name] = s
+func (e *environment) secret(ctx context.Context, name string, optional bool) (*v1.Secret, error) {
+	return once(e.secrets, name, optional, func() (*v1.Secret, error) {
+		return e.objects.Secret(ctx, e.Pod, name)
+	})
+}
+
+// once gets an object that was not seen yet.
+func once[T any](seen map[string]*T, name string, optional bool, get func() (*T, error)) (*T, error) {
+	if object, ok := seen[name]; ok {
+		return object, nil
 	}
-	if s == nil && !optional {
-		return nil, configErrorf("secret %q not found", name)
+	object, err := get()
+	switch {
+	case errors.Is(err, volume.ErrNotFound) && optional:
+		return nil, nil
+	case errors.Is(err, volume.ErrNotFound):
+		return nil, &ConfigError{Message: err.Error()}
+	case err != nil:
+		return nil, &ConfigError{Message: err.Error(), Err: err}
 	}
-	return s, nil
+	seen[name] = object
+	return object, nil
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }

@@ -2,11 +2,14 @@ package podspec
 
 import (
 	"errors"
+	"io/fs"
 	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/berth-io/berth/csi/volume"
 )
 
 var testObjects = objects{
@@ -47,8 +50,13 @@ func TestEnv(t *testing.T) {
 		{"a name that no process can have is skipped", `env: [{name: "A=B", value: x}, {name: C, value: c}]`, "C=c", ""},
 		{"a value that no process can have is refused", `env: [{name: A, valueFrom: {secretKeyRef: {name: z, key: BIN}}}]`, "",
 			`environment variable A: the value from Secret ns/z contains a NUL byte`},
-		{"a file is refused", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: p, key: k}}}]`, "",
-			`environment variables from files (fileKeyRef) are not supported`},
+		{"a key of a file", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: p, key: K}}}, {name: B, value: $(A)!}]`, "A=from file|B=from file!", ""},
+		{"an optional key that the file has not is skipped", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: p, key: gone, optional: true}}}]`, "", ""},
+		{"a key that the file has not", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: p, key: gone}}}]`, "",
+			`environment variable key "gone" not found in file "p"`},
+		{"a file that is no list of variables", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: bad, key: K, optional: true}}}]`, "", "couldn't parse env file"},
+		{"a file that cannot be read", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: v, path: gone, key: K, optional: true}}}]`, "", "couldn't parse env file"},
+		{"a file of a volume that is not there", `env: [{name: A, valueFrom: {fileKeyRef: {volumeName: w, path: p, key: K}}}]`, "", `cannot find the volume "w" referenced by FileKeyRef`},
 		{"metadata fields", fields("metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels['app']", "metadata.annotations['Note']", "metadata.labels['none']"),
 			"V=web|V=ns|V=uid-1|V=shop|V=two\nlines|V=", ""},
 		{"all labels and annotations are quoted and sorted", fields("metadata.labels", "metadata.annotations"), "V=app=\"shop\"\ntier=\"1\"|V=Note=\"two\\nlines\"", ""},
@@ -72,7 +80,7 @@ func TestEnv(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := envContainer(t, tt.spec)
-			env, err := Env(c, testNode, testObjects)
+			env, err := Env(t.Context(), c, testNode, testObjects)
 			if tt.err != "" {
 				var configErr *ConfigError
 				if !errors.As(err, &configErr) || configErr.Message != tt.err {
@@ -103,7 +111,7 @@ func TestPodLevelLimitsComeBeforeTheNodesAllocatable(t *testing.T) {
 	if err := yaml.Unmarshal([]byte(`{limits: {cpu: 700m}}`), &c.Pod.Spec.Resources); err != nil {
 		t.Fatal(err)
 	}
-	env, err := Env(c, testNode, testObjects)
+	env, err := Env(t.Context(), c, testNode, testObjects)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +122,7 @@ func TestPodLevelLimitsComeBeforeTheNodesAllocatable(t *testing.T) {
 
 func TestAnUnreadableObjectIsAConfigErrorWithItsCause(t *testing.T) {
 	cause := errors.New("cache is closed")
-	_, err := Env(envContainer(t, `envFrom: [{secretRef: {name: s, optional: true}}]`), testNode, objects{err: cause})
+	_, err := Env(t.Context(), envContainer(t, `envFrom: [{secretRef: {name: s, optional: true}}]`), testNode, objects{err: cause})
 	var configErr *ConfigError
 	if !errors.As(err, &configErr) || !errors.Is(err, cause) {
 		t.Errorf("error %#v, want a ConfigError that wraps %v", err, cause)
@@ -129,6 +137,20 @@ func fields(paths ...string) string {
 		b.WriteString("- {name: V_" + string(rune('0'+i)) + `, valueFrom: {fieldRef: {fieldPath: "` + p + "\"}}}\n")
 	}
 	return b.String()
+}
+
+// envFile is the files of the volume v.
+func envFile(vol, path string) ([]byte, error) {
+	if vol != "v" {
+		return nil, volume.ErrNotFound
+	}
+	switch path {
+	case "p":
+		return []byte("# made by init\nJ='x'\nK='from file'\n"), nil
+	case "bad":
+		return []byte("K=unquoted\n"), nil
+	}
+	return nil, fs.ErrNotExist
 }
 
 func envContainer(t *testing.T, spec string) Container {
@@ -147,5 +169,5 @@ spec:
 	if err := yaml.UnmarshalStrict([]byte(strings.ReplaceAll(spec, "\t", " ")), c); err != nil {
 		t.Fatal(err)
 	}
-	return Container{Pod: pod, Container: c, PodIPs: []string{"10.1.0.7", "fd00::7"}}
+	return Container{Pod: pod, Container: c, PodIPs: []string{"10.1.0.7", "fd00::7"}, EnvFile: envFile}
 }

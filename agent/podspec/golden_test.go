@@ -2,6 +2,7 @@ package podspec
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"os"
@@ -56,7 +57,7 @@ func TestCompleteConfigurationsAreTheKubelets(t *testing.T) {
 				Resources: &runtimeapi.LinuxContainerResources{CpuShares: 2},
 				Backoff:   "20s",
 			}
-			env, err := Env(c, testNode, objects{})
+			env, err := Env(t.Context(), c, testNode, objects{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,7 +76,7 @@ func TestCompleteConfigurationsAreTheKubelets(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			container, err := ContainerConfig(c, testNode, objects{})
+			container, err := ContainerConfig(t.Context(), c, testNode, objects{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,15 +92,35 @@ type objects struct {
 	err        error
 }
 
-func (o objects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
-	return o.configMaps[namespace+"/"+name], o.err
+func (o objects) ConfigMap(_ context.Context, pod *v1.Pod, name string) (*v1.ConfigMap, error) {
+	return get(o, o.configMaps, "configmap", pod, name)
 }
 
-func (o objects) Secret(namespace, name string) (*v1.Secret, error) {
-	return o.secrets[namespace+"/"+name], o.err
+func (o objects) Secret(_ context.Context, pod *v1.Pod, name string) (*v1.Secret, error) {
+	return get(o, o.secrets, "secret", pod, name)
 }
 
-func (o objects) Claim(string, string) (string, bool, error) { return "", false, o.err }
+func get[T any](o objects, in map[string]*T, kind string, pod *v1.Pod, name string) (*T, error) {
+	if o.err != nil {
+		return nil, o.err
+	}
+	if object := in[pod.Namespace+"/"+name]; object != nil {
+		return object, nil
+	}
+	return nil, volume.NotFound(kind, name)
+}
+
+func (objects) Claim(context.Context, *v1.Pod, string) (string, bool, error) {
+	panic("an environment has no claims")
+}
+
+func (objects) Token(context.Context, *v1.Pod, *v1.ServiceAccountTokenProjection) (string, error) {
+	panic("an environment has no tokens")
+}
+
+func (objects) TrustBundle(context.Context, *v1.Pod, *v1.ClusterTrustBundleProjection) ([]byte, error) {
+	panic("an environment has no trust bundles")
+}
 
 func loadPod(t *testing.T, name string) *v1.Pod {
 	t.Helper()

@@ -36,10 +36,18 @@ type Container struct {
 	Container *v1.Container
 	Attempt   uint32            // restart count; also names the log file
 	PodIPs    []string          // the node's IP family first
+	Target    string            // ID of the container whose processes an ephemeral container sees; empty: its own
 	Image     *runtimeapi.Image // as the runtime reports it: its user is what runAsNonRoot is checked against
 	ImageRef  string
 	Mounts    []*runtimeapi.Mount // volumes, made by the caller with VolumeMounts
 	Resources *runtimeapi.LinuxContainerResources
+	// ServiceEnv is the variables that tell of services, see ServiceEnv. What
+	// the container's spec sets comes before them.
+	ServiceEnv map[string]string
+	// EnvFile reads a file of one of the pod's volumes for fileKeyRef, a path in
+	// the volume that cannot lead out of it; nil for a pod without such volumes.
+	// An unknown volume is volume.ErrNotFound.
+	EnvFile func(volume, path string) ([]byte, error)
 	// UserNamespace is the pod's, see Sandbox.
 	UserNamespace *runtimeapi.UserNamespace
 	Backoff       string // annotation berth.io/backoff; empty: none

@@ -90,7 +90,7 @@ func TestAPodWithAUserNamespaceHasItEverywhere(t *testing.T) {
 		t.Errorf("the sandbox has %v", UserNamespace(sandbox))
 	}
 	c := Container{Pod: pod, Container: &pod.Spec.Containers[0], UserNamespace: u, Mounts: []*runtimeapi.Mount{{ContainerPath: "/a"}, {ContainerPath: "/b"}}}
-	container, err := ContainerConfig(c, testNode, objects{})
+	container, err := ContainerConfig(t.Context(), c, testNode, objects{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestAPodWithAUserNamespaceHasItEverywhere(t *testing.T) {
 		}
 	}
 	c.UserNamespace, c.Mounts[0].UidMappings = nil, nil
-	if _, err := ContainerConfig(c, testNode, objects{}); err == nil {
+	if _, err := ContainerConfig(t.Context(), c, testNode, objects{}); err == nil {
 		t.Error("a container outside its pod's user namespace was made")
 	}
 }

@@ -98,6 +98,9 @@ func containerSecurity(c Container, node Node) (*runtimeapi.LinuxContainerSecuri
 	if err != nil {
 		return nil, &ConfigError{Message: err.Error()}
 	}
+	if c.Target != "" && ns.Pid == runtimeapi.NamespaceMode_CONTAINER {
+		ns.Pid, ns.TargetId = runtimeapi.NamespaceMode_TARGET, c.Target
+	}
 	out := &runtimeapi.LinuxContainerSecurityContext{
 		NamespaceOptions: ns,
 		Capabilities:     capabilities(sc.Capabilities),

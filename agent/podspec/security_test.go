@@ -34,7 +34,7 @@ func TestRunAsNonRoot(t *testing.T) {
 			c := envContainer(t, `{securityContext: `+tt.container+`}`)
 			c.Pod.Spec.SecurityContext = dnsPod(t, `{securityContext: `+tt.pod+`}`).Spec.SecurityContext
 			c.Image = tt.image
-			_, err := ContainerConfig(c, testNode, objects{})
+			_, err := ContainerConfig(t.Context(), c, testNode, objects{})
 			if tt.err == "" {
 				if err != nil {
 					t.Error(err)
@@ -71,7 +71,7 @@ func TestContainerSecurity(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := envContainer(t, `{securityContext: `+tt.container+`}`)
 			c.Pod.Spec.SecurityContext = dnsPod(t, `{securityContext: `+tt.pod+`}`).Spec.SecurityContext
-			cfg, err := ContainerConfig(c, tt.node, objects{})
+			cfg, err := ContainerConfig(t.Context(), c, tt.node, objects{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +108,7 @@ func TestBadSecuritySettingsAreConfigErrors(t *testing.T) {
 		{"a signal that does not exist", `{lifecycle: {stopSignal: SIGFOO}}`, `unknown stop signal "SIGFOO"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := ContainerConfig(envContainer(t, tt.container), testNode, objects{})
+			_, err := ContainerConfig(t.Context(), envContainer(t, tt.container), testNode, objects{})
 			var configErr *ConfigError
 			if !errors.As(err, &configErr) || configErr.Message != tt.err {
 				t.Errorf("error %#v, want ConfigError %q", err, tt.err)

@@ -22,6 +22,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		containersReady(in, s),
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
 	}
+	own = append(own, in.Disruption...)
 	for i := range own {
 		c := &own[i]
 		c.ObservedGeneration = in.Pod.Generation
@@ -31,11 +32,55 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	for _, c := range in.Previous.Conditions {
-		if find(own, c.Type) == nil {
+		if find(own, c.Type) == nil && c.Type != v1.PodResizePending && c.Type != v1.PodResizeInProgress {
 			own = append(own, c)
 		}
 	}
-	return own
+	return append(own, resizeConditions(in, s)...)
+}
+
+// own are the conditions that a node says of its pods. Others belong to
+// whoever set them.
+var own = []v1.PodConditionType{
+	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
+	v1.PodResizePending, v1.PodResizeInProgress,
+}
+
+// Adopt returns the node's status with what others have written into the API
+// server's: their conditions, and fields that no node writes.
+func Adopt(node, api v1.PodStatus) v1.PodStatus {
+	out := node
+	out.Conditions = nil
+	for _, c := range node.Conditions {
+		// A disruption is told by whoever disrupts, the node too, and by the
+		// node only once nothing of the pod runs.
+		if slices.Contains(own, c.Type) || c.Type == v1.DisruptionTarget && terminal(node.Phase) {
+			out.Conditions = append(out.Conditions, c)
+		}
+	}
+	for _, c := range api.Conditions {
+		if !slices.Contains(own, c.Type) && find(out.Conditions, c.Type) == nil {
+			out.Conditions = append(out.Conditions, c)
+		}
+	}
+	// A node may be the one that disrupts the pod: then nobody else has said it.
+	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
+		out.Conditions = append(out.Conditions, *c)
+	}
+	if terminal(api.Phase) && node.Phase != api.Phase {
+		// A pod does not leave a phase that nothing runs in, nor change it.
+		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message
+	}
+	foreign(&api, &out)
+	return out
+}
+
+// foreign copies the fields that no node writes.
+func foreign(from, to *v1.PodStatus) {
+	to.NominatedNodeName = from.NominatedNodeName
+	to.ResourceClaimStatuses = from.ResourceClaimStatuses
+	to.ExtendedResourceClaimStatus = from.ExtendedResourceClaimStatus
+	to.NodeAllocatableResourceClaimStatuses = from.NodeAllocatableResourceClaimStatuses
 }
 
 func initialized(in Input, s *v1.PodStatus) v1.PodCondition {

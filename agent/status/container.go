@@ -26,7 +26,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.RestartCount = int32(cur.Attempt)
 	s.ContainerID = in.RuntimeName + "://" + cur.ID
 	s.ImageID = cur.ImageRef
-	s.Resources = spec.Resources.DeepCopy()
+	s.Resources, s.AllocatedResources = resources(in, spec, cur), spec.Resources.Requests
 	if cur.Image != "" {
 		s.Image = cur.Image
 	}
@@ -40,6 +40,14 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	}
 	state(in, cur, init, &s)
 	ready(in, spec, cur, init, &s)
+	return s
+}
+
+// ephemeral is an ephemeral container's status. It is never ready, and the
+// kubelet says nothing of whether it has started.
+func ephemeral(in Input, spec *v1.EphemeralContainer) v1.ContainerStatus {
+	s := container(in, (*v1.Container)(&spec.EphemeralContainerCommon), false)
+	s.Ready, s.Started = false, nil
 	return s
 }
 
@@ -67,6 +75,7 @@ func ready(in Input, spec *v1.Container, cur *observed.Container, init bool, s *
 	started, isReady := false, false
 	switch {
 	case init && !plan.Sidecar(spec):
+		started = cur.State == observed.Running
 		isReady = cur.State == observed.Exited && cur.ExitCode == 0
 	case cur.State == observed.Running:
 		p, known := in.Probes[spec.Name]
@@ -106,6 +115,8 @@ func waiting(in Input, name string, init bool) *v1.ContainerStateWaiting {
 	return &v1.ContainerStateWaiting{Reason: "ContainerCreating"}
 }
 
+const notLocated = "The container could not be located when the pod was terminated"
+
 // carryOver keeps what is known of a container that the runtime has lost: by a
 // reboot, or because a pod that ended was cleaned up. What was running then
 // counts as ended, with the exit code the kubelet reports for it.
@@ -124,9 +135,60 @@ func carryOver(in Input, previous *v1.ContainerStatus, s *v1.ContainerStatus) {
 		s.State.Terminated = &v1.ContainerStateTerminated{
 			ExitCode:    137,
 			Reason:      "ContainerStatusUnknown",
-			Message:     "The container could not be located when the pod was terminated",
+			Message:     notLocated,
 			StartedAt:   previous.State.Running.StartedAt,
 			ContainerID: previous.ContainerID,
 		}
 	}
+}
+
+// lost ends, in the status of a pod that is over, what has no end of its own:
+// whether it would have succeeded nobody knows, so it counts as failed. Of a pod
+// that never came so far, containers wait on
+// (pkg/kubelet/status/status_manager.go, TerminatePod).
+func lost(in Input, s *v1.PodStatus) {
+	if in.Phase < phase.Terminated {
+		return
+	}
+	begun := 1 // init containers that may have run; the first may always
+	for i := range s.InitContainerStatuses {
+		if c := &s.InitContainerStatuses[i]; c.State.Waiting == nil || c.LastTerminationState.Terminated != nil {
+			begun = i + 1
+		}
+	}
+	for i := range s.InitContainerStatuses[:min(begun, len(s.InitContainerStatuses))] {
+		unlocated(&s.InitContainerStatuses[i])
+	}
+	if !wasInitialized(in, s) {
+		return
+	}
+	for i := range s.ContainerStatuses {
+		unlocated(&s.ContainerStatuses[i])
+	}
+}
+
+func unlocated(c *v1.ContainerStatus) {
+	if c.State.Waiting != nil {
+		c.State = v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
+			ExitCode: 137, Reason: "ContainerStatusUnknown", Message: notLocated, ContainerID: c.ContainerID,
+		}}
+	}
+}
+
+// wasInitialized tells whether a container proper of the pod may have run.
+func wasInitialized(in Input, s *v1.PodStatus) bool {
+	n := len(in.Pod.Spec.InitContainers)
+	if n == 0 || containersBegun(s) {
+		return true
+	}
+	last := &s.InitContainerStatuses[n-1]
+	if plan.Sidecar(&in.Pod.Spec.InitContainers[n-1]) {
+		return last.State.Running != nil && last.Started != nil && *last.Started
+	}
+	for _, t := range []*v1.ContainerStateTerminated{last.State.Terminated, last.LastTerminationState.Terminated} {
+		if t != nil && t.ExitCode == 0 {
+			return true
+		}
+	}
+	return false
 }

@@ -10,12 +10,39 @@ import (
 // podPhase derives the API's phase from the container statuses. A phase that
 // was terminal stays: a pod that had its run does not come back to life.
 func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
-	if p := in.Previous.Phase; p == v1.PodSucceeded || p == v1.PodFailed {
+	if p := in.Previous.Phase; terminal(p) {
 		return p
 	}
 	if in.Failed != nil && in.Phase >= phase.Terminated {
 		return v1.PodFailed
 	}
+	p := livePhase(in, s)
+	if terminal(p) && in.Phase < phase.Terminated && anyRunning(s) {
+		// Others take a terminal phase for the word that nothing runs any more
+		// (pkg/kubelet/status/status_manager.go, mergePodStatus).
+		if in.Previous.Phase == "" {
+			return v1.PodPending
+		}
+		return in.Previous.Phase
+	}
+	return p
+}
+
+// anyRunning tells whether a container of the pod runs, a sidecar or an
+// ephemeral one perhaps.
+func anyRunning(s *v1.PodStatus) bool {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
+		for i := range list {
+			if list[i].State.Running != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// livePhase is what the containers alone say.
+func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 	if p, decided := initPhase(in, s); decided {
 		return p
 	}
@@ -65,6 +92,8 @@ func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
 	}
 	return v1.PodRunning // OnFailure, and one failed: it is on its way back
 }
+
+func terminal(p v1.PodPhase) bool { return p == v1.PodSucceeded || p == v1.PodFailed }
 
 // initPhase decides while init containers are at work.
 func initPhase(in Input, s *v1.PodStatus) (v1.PodPhase, bool) {

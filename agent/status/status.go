@@ -7,6 +7,7 @@
 //	phase.go      Pending, Running, Succeeded, Failed
 //	condition.go  PodScheduled, Initialized, ContainersReady, Ready, ...
 //	container.go  one container's state
+//	resources.go  what is allocated, what it has, and a resize in between
 package status
 
 import (
@@ -16,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
@@ -35,11 +37,18 @@ type Input struct {
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
 	// ...); nil: it is not.
 	Failed *plan.Waiting
+	// Disruption are the conditions that go with Failed.
+	Disruption []v1.PodCondition
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	HostIPs             []string
 	RuntimeName         string // the scheme of container IDs
 	QOSClass            v1.PodQOSClass
+	// Actuated is what the pod's cgroups are set to.
+	Actuated allocation.Actuated
+	// ResizePending and ResizeInProgress are the conditions of a resize, but for
+	// their times; nil: it has none of them.
+	ResizePending, ResizeInProgress *v1.PodCondition
 	// Previous is the last status: transition times, the start time and
 	// restart counts of before this boot are taken from it.
 	Previous *v1.PodStatus
@@ -56,9 +65,7 @@ func Of(in Input) v1.PodStatus {
 	if s.StartTime == nil {
 		s.StartTime = &metav1.Time{Time: in.Now}
 	}
-	if in.Failed != nil {
-		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
-	}
+	foreign(in.Previous, &s)
 	addresses(in, &s)
 	for i := range in.Pod.Spec.InitContainers {
 		s.InitContainerStatuses = append(s.InitContainerStatuses, container(in, &in.Pod.Spec.InitContainers[i], true))
@@ -66,8 +73,20 @@ func Of(in Input) v1.PodStatus {
 	for i := range in.Pod.Spec.Containers {
 		s.ContainerStatuses = append(s.ContainerStatuses, container(in, &in.Pod.Spec.Containers[i], false))
 	}
+	for i := range in.Pod.Spec.EphemeralContainers {
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, ephemeral(in, &in.Pod.Spec.EphemeralContainers[i]))
+	}
+	lost(in, &s)
 	s.Phase = podPhase(in, &s)
+	switch {
+	case s.Phase == in.Previous.Phase:
+		// Whoever said it said it of this phase.
+		s.Reason, s.Message = in.Previous.Reason, in.Previous.Message
+	case in.Failed != nil && terminal(s.Phase):
+		s.Reason, s.Message = in.Failed.Reason, in.Failed.Message
+	}
 	s.Conditions = conditions(in, &s)
+	podResources(in, &s)
 	return s
 }
 
@@ -102,7 +121,9 @@ func addresses(in Input, s *v1.PodStatus) {
 
 // previousContainer finds a container in the last status.
 func previousContainer(in Input, name string) *v1.ContainerStatus {
-	for _, list := range [][]v1.ContainerStatus{in.Previous.InitContainerStatuses, in.Previous.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{
+		in.Previous.InitContainerStatuses, in.Previous.ContainerStatuses, in.Previous.EphemeralContainerStatuses,
+	} {
 		if i := slices.IndexFunc(list, func(c v1.ContainerStatus) bool { return c.Name == name }); i >= 0 {
 			return &list[i]
 		}

@@ -21,6 +21,7 @@ const (
 	PreHook  = "preStop"
 	Stop     = "stop" // signal, grace, kill
 	Release  = "release"
+	Resize   = "resize" // resources of what runs
 	Backoff  = "back-off"
 	Ready    = "ready" // an instant: the pod's Ready condition became true
 )

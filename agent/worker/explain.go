@@ -70,7 +70,7 @@ func stuck(steps []timeline.Step, s *v1.PodStatus) *Stuck {
 			break
 		}
 	}
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			if wait := list[i].State.Waiting; wait != nil {
 				return &Stuck{Step: stepName(wait.Reason, lastError), Container: list[i].Name, Since: since, Reason: wait.Reason, Message: wait.Message}

@@ -32,12 +32,13 @@ func (w *Worker) publish(obs *observed.Pod) {
 		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(),
 		TerminationMessages: w.state.messages, HostIPs: w.config.HostIPs, RuntimeName: w.config.RuntimeName,
 		QOSClass: qos.Class(previous), Previous: &previous.Status, Now: time.Now(),
+		Actuated: w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
 	}
 	if f, ok := w.state.failures[plan.PodFailure]; ok {
 		in.Problem = &f.Waiting
 	}
 	if stop != nil {
-		in.Failed = stop.Failed
+		in.Failed, in.Disruption = stop.Failed, stop.Conditions
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {
@@ -55,12 +56,18 @@ func (w *Worker) publish(obs *observed.Pod) {
 		now := time.Now()
 		w.steps.Span(timeline.Ready, "", now, now)
 	}
-	if w.config.Changed != nil {
-		w.config.Changed(&pod)
-	}
+	w.tellAllocation()
+	w.report(&pod)
 	// How a pod ended must not be lost with the host, unless nobody asks any more.
 	ended := next.Phase != previous.Status.Phase && terminal(next.Phase)
 	w.checkpoint(ended && !w.Forgotten())
+}
+
+// report tells the world what became of the pod.
+func (w *Worker) report(pod *v1.Pod) {
+	if w.config.Report != nil {
+		w.config.Report(Report{Pod: pod, Settled: w.state.released})
+	}
 }
 
 // waitingNow is the plan's word on containers that do not run.
@@ -74,16 +81,20 @@ func (w *Worker) waitingNow() map[string]plan.Waiting {
 // checkpoint keeps what a restarted agent must know. Not being able to is
 // told and does not hold the pod up: without it a restart costs some history.
 func (w *Worker) checkpoint(durable bool) {
+	if err := w.save(durable); err != nil {
+		w.log().Warn("the pod's state is not kept over a restart of the agent", "err", err)
+	}
+}
+
+func (w *Worker) save(durable bool) error {
 	w.mu.Lock()
 	kept := checkpoint.Pod{
 		Pod: w.pod, Phase: w.state.phase, Stop: w.stop, Forgotten: w.forgotten, Past: w.state.past,
-		Probes: w.results(), Steps: w.steps.Steps(), BootID: w.config.BootID,
+		Probes: w.results(), Steps: w.steps.Steps(), BootID: w.config.BootID, Actuated: w.state.resize.actuated,
 	}
 	w.state.kept, w.state.dirty = mail{stop: w.stop, forgotten: w.forgotten}, false
 	w.mu.Unlock()
-	if err := w.parts.Checkpoints.Save(kept, durable); err != nil {
-		w.log().Warn("the pod's state is not kept over a restart of the agent", "err", err)
-	}
+	return w.parts.Checkpoints.Save(kept, durable)
 }
 
 // maxTerminationMessage and the log's bounds are the kubelet's
@@ -117,8 +128,11 @@ func (w *Worker) terminationMessage(c *observed.Container) string {
 }
 
 func (w *Worker) fallsBackToLogs(container string) bool {
+	const fallBack = v1.TerminationMessageFallbackToLogsOnError
 	return slices.ContainsFunc(slices.Concat(w.pod.Spec.InitContainers, w.pod.Spec.Containers), func(c v1.Container) bool {
-		return c.Name == container && c.TerminationMessagePolicy == v1.TerminationMessageFallbackToLogsOnError
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
+	}) || slices.ContainsFunc(w.pod.Spec.EphemeralContainers, func(c v1.EphemeralContainer) bool {
+		return c.Name == container && c.TerminationMessagePolicy == fallBack
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -15,12 +16,14 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
+	"github.com/berth-io/berth/agent/status"
 )
 
 // step looks once, decides once and does the first thing decided. It tells
 // whether it did something, so that the world has to be looked at again.
 func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	obs := w.parts.Observations.Pod(w.uid)
+	w.noteNew(&obs)
 	mail := w.takeMail()
 	if mail.stop != nil {
 		w.move(phase.Stop)
@@ -28,9 +31,11 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	if w.state.phase >= phase.Terminating && mail != w.state.kept {
 		w.checkpoint(true) // a shorter grace period, or nobody wants the pod any more
 	}
+	again := w.allocate(&obs)
 	switch w.state.phase {
 	case phase.Starting, phase.Running:
 		acted, wake = w.stepRun(ctx, &obs)
+		wake = sooner(wake, again)
 	case phase.Terminating:
 		acted, wake = w.stepStop(ctx, &obs)
 	case phase.Terminated:
@@ -42,10 +47,19 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 	return acted, wake
 }
 
-// takeMail reads what others have asked for.
+// takeMail reads what others have asked for, and makes the pod what its source
+// says of it.
 func (w *Worker) takeMail() mail {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.news != nil {
+		pod := *w.news
+		pod.Status = status.Adopt(w.pod.Status, w.news.Status)
+		pod.Spec = w.wanted(w.news)
+		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
+		w.pod, w.news = &pod, nil
+		w.state.dirty = true
+	}
 	return mail{stop: w.stop, forgotten: w.forgotten}
 }
 
@@ -74,7 +88,7 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 	remount := w.refreshVolumes(ctx, obs)
 	d := plan.Run(plan.Input{
 		Pod: w.pod, Observed: obs, Probes: w.results(), Failures: w.state.failures,
-		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff,
+		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff, Actuated: w.state.resize.actuated,
 		RestartLimit: restartLimit(w.pod), Now: now,
 	})
 	w.state.waiting = d.Waiting
@@ -178,6 +192,9 @@ func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) 
 		return // interrupted by a stop: no failure of the pod's
 	}
 	w.log().Info("a step did not work and will be tried again", "step", a.String(), "err", err)
+	if _, resize := a.(plan.Resize); resize {
+		w.resizeFailed(err)
+	}
 	w.fail(key, a, err)
 }
 
@@ -186,6 +203,8 @@ func failureKey(obs *observed.Pod, a plan.Action) string {
 	switch a := a.(type) {
 	case plan.StartContainer:
 		return a.Container.Name
+	case plan.Resize:
+		return plan.ResizeFailure
 	case plan.RemoveSandbox:
 		return plan.PruneFailure
 	case plan.RemoveContainer:
@@ -204,6 +223,7 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 				return err
 			}
 		}
+		w.state.resize.actuated.Cgroup = nil // nothing runs: the cgroup is made from what is allocated
 		if err := w.prepare(ctx, obs); err != nil {
 			return err
 		}
@@ -233,6 +253,8 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 			grace = *a.Grace
 		}
 		return w.parts.Actor.Kill(ctx, w.target(obs, a.ID, time.Now().Add(time.Duration(grace)*time.Second)), a, nil)
+	case plan.Resize:
+		return w.parts.Actor.Resize(ctx, w.actPod(obs), a, &w.state.resize.actuated, func() { w.checkpoint(false) })
 	case plan.RemoveContainer:
 		delete(w.state.restarts, a.ID)
 		delete(w.state.messages, a.ID)
@@ -304,6 +326,9 @@ func (w *Worker) interruptible(ctx context.Context, known time.Time) (context.Co
 // actPod is the pod as actions see it.
 func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 	p := act.Pod{Pod: w.pod, Mounted: w.state.mounted, Timeline: w.steps}
+	if has := w.state.resize.actuated.Cgroup; has != nil {
+		p.Cgroup = has.In(w.pod)
+	}
 	if sb := obs.ReadySandbox(); sb != nil {
 		p.Sandbox, p.Attempt, p.IPs = sb.ID, sb.Attempt, sb.IPs
 	}
@@ -314,6 +339,9 @@ func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 }
 
 func graceOf(pod *v1.Pod) int64 {
+	if s := pod.DeletionGracePeriodSeconds; pod.DeletionTimestamp != nil && s != nil {
+		return *s
+	}
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
 		return *s
 	}

@@ -74,6 +74,9 @@ func (w *Worker) stepRelease(ctx context.Context, obs *observed.Pod) (acted bool
 			return w.cleaned(ctx, "FailedRelease", err)
 		}
 		w.state.released = true
+		w.releasedOnce.Do(func() { close(w.released) })
+		w.publish(obs) // the last word before its object may go
+		w.report(w.pod)
 	}
 	if !w.Forgotten() {
 		return false, time.Time{}
@@ -178,6 +181,11 @@ func (w *Worker) target(obs *observed.Pod, id string, deadline time.Time) act.Ta
 	for i := range w.pod.Spec.Containers {
 		if w.pod.Spec.Containers[i].Name == c.Name {
 			t.Spec = &w.pod.Spec.Containers[i]
+		}
+	}
+	for i := range w.pod.Spec.EphemeralContainers {
+		if e := &w.pod.Spec.EphemeralContainers[i]; e.Name == c.Name {
+			t.Spec = (*v1.Container)(&e.EphemeralContainerCommon)
 		}
 	}
 	for i := range w.pod.Spec.InitContainers {

@@ -11,6 +11,7 @@
 //	step.go     one look, one decision, one action
 //	stop.go     killing
 //	vain.go     actions that do nothing
+//	resize.go   what the pod is allocated and has
 //	publish.go  status, checkpoint, termination messages
 //	explain.go  what it is doing now
 package worker
@@ -25,7 +26,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
+	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/phase"
@@ -41,12 +44,25 @@ type Observations interface {
 	Refresh(ctx context.Context, uid string) (observed.Pod, error)
 }
 
+// Allocations tell what the node has given to its pods.
+type Allocations interface {
+	// Set tells what a pod is allocated and has. Wake is called when the answer
+	// to Resize has changed.
+	Set(pod *v1.Pod, wake func())
+	// Resize asks for other resources for a pod, or what has become of that.
+	Resize(wanted *v1.Pod) allocation.Verdict
+	Withdraw(podUID string)
+	Remove(podUID string)
+}
+
 // Parts are what workers share.
 type Parts struct {
 	Actor        *act.Actor
 	Observations Observations
 	Events       *event.Recorder
 	Checkpoints  *checkpoint.Store
+	// Allocations decides about resizes; nil: pods are not resized.
+	Allocations Allocations
 }
 
 // Config of a Worker.
@@ -56,9 +72,18 @@ type Config struct {
 	HostIPs     []string
 	RuntimeName string
 	BootID      string
-	// Changed is called with the pod after its status changed.
-	Changed func(*v1.Pod)
-	Log     *slog.Logger
+	// Report is called after the pod's status changed, or Settled did. It must
+	// not wait for anything; nil: nobody wants to know.
+	Report func(Report)
+	Log    *slog.Logger
+}
+
+// Report is what others are told of a pod.
+type Report struct {
+	Pod *v1.Pod
+	// Settled: nothing of the pod runs, and what it held is given back. Its
+	// object may be deleted.
+	Settled bool
 }
 
 // Worker is one pod's actor. Create it with New or Restore, run it with Run;
@@ -70,10 +95,15 @@ type Worker struct {
 	wake   chan struct{} // capacity one: something changed
 	steps  *timeline.Log
 	done   chan struct{}
+	// released is closed when nothing of the pod runs and what it held is
+	// given back.
+	released     chan struct{}
+	releasedOnce sync.Once
 
 	// mail is what others have told the worker.
 	mu        sync.Mutex
 	pod       *v1.Pod // with the last published status
+	news      *v1.Pod // what its source says since; nil: nothing new
 	stop      *checkpoint.Stop
 	forgotten bool
 	refresh   bool               // objects that volumes are made from have changed
@@ -100,8 +130,9 @@ type state struct {
 	unseen   bool              // what the last action did was not observed yet
 	vain     vain
 	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
-	kept     mail      // as in the checkpoint
-	dirty    bool      // the phase is not as in the checkpoint
+	resize   resize
+	kept     mail // as in the checkpoint
+	dirty    bool // the phase is not as in the checkpoint
 }
 
 // mail is what others want of the pod's end.
@@ -115,6 +146,12 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 	w := newWorker(parts, config, pod)
 	w.steps = &timeline.Log{}
 	w.steps.Span(timeline.Queued, "", seen, time.Now())
+	w.tellAllocation()
+	// A pod that ran here before, of which nothing was kept, goes on counting.
+	pastOf(&pod.Status, w.state.past)
+	if over(pod) {
+		w.Stop(Killing(pod))
+	}
 	return w
 }
 
@@ -127,6 +164,8 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
 	maps.Copy(w.state.past, kept.Past)
+	w.restoreResize(kept)
+	w.tellAllocation()
 	if kept.BootID != config.BootID {
 		// The host has booted since: what ran is no longer the runtime's to know.
 		pastOf(&kept.Pod.Status, w.state.past)
@@ -136,7 +175,7 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 
 // pastOf adds what a status says of containers that existed.
 func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			c := &list[i]
 			if c.ContainerID == "" {
@@ -158,13 +197,14 @@ func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
 func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
 	return &Worker{
 		parts: parts, config: config, uid: string(pod.UID), pod: pod,
-		wake: make(chan struct{}, 1), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), released: make(chan struct{}),
 		state: state{
 			failures: map[string]plan.Failure{},
 			restarts: map[string]bool{},
 			past:     map[string]plan.Past{},
 			messages: map[string]string{},
 			ending:   map[string]bool{},
+			resize:   resize{actuated: allocation.Actuated{Containers: map[string]v1.ResourceRequirements{}}},
 		},
 	}
 }
@@ -185,6 +225,23 @@ func (w *Worker) ObjectsChanged() {
 	w.mu.Unlock()
 	w.Poke()
 }
+
+// Update tells the worker what its source says of the pod now: the same pod
+// with other labels, one that is being deleted, one with a container more.
+func (w *Worker) Update(pod *v1.Pod) {
+	w.mu.Lock()
+	w.news = pod
+	ended := terminal(w.pod.Status.Phase)
+	w.mu.Unlock()
+	if over(pod) && !ended {
+		w.Stop(Killing(pod))
+	}
+	w.Poke()
+}
+
+// over tells whether a pod's source wants it to end: it is being deleted, or
+// somebody has given it a phase that nothing runs in.
+func over(pod *v1.Pod) bool { return pod.DeletionTimestamp != nil || terminal(pod.Status.Phase) }
 
 // Stop asks the pod to end. A further request can only shorten the grace
 // period; the first reason stands.
@@ -225,6 +282,40 @@ func Killing(pod *v1.Pod) checkpoint.Stop {
 	return checkpoint.Stop{At: time.Now(), Grace: graceOf(pod), Reason: "Killing"}
 }
 
+// Disrupting is the request to end a pod as failed that the node makes for
+// reasons of its own.
+func Disrupting(pod *v1.Pod, s disruption.Stop) checkpoint.Stop {
+	stop := Killing(pod)
+	stop.Reason, stop.Message = s.Reason, s.Message
+	stop.Failed = &plan.Waiting{Reason: s.Reason, Message: s.Message}
+	stop.Conditions = s.Conditions
+	if s.Grace != nil {
+		stop.Grace = *s.Grace
+	}
+	return stop
+}
+
+// Released is closed when nothing of the pod runs any more and what it held
+// is given back.
+func (w *Worker) Released() <-chan struct{} { return w.released }
+
+// Settled tells whether Released is closed.
+func (w *Worker) Settled() bool {
+	select {
+	case <-w.released:
+		return true
+	default:
+		return false
+	}
+}
+
+// Stopping tells whether the pod was asked to end.
+func (w *Worker) Stopping() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stop != nil
+}
+
 // Done is closed when the worker has finished its pod.
 func (w *Worker) Done() <-chan struct{} { return w.done }
 
@@ -251,6 +342,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	for {
 		wake := w.settle(ctx)
 		if w.state.phase == phase.Finished {
+			if w.parts.Allocations != nil {
+				w.parts.Allocations.Remove(w.uid)
+			}
 			close(w.done)
 			return nil
 		}

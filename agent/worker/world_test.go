@@ -20,6 +20,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
@@ -37,6 +38,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	bootID  string
+	fits    func(pod *v1.Pod, others []*v1.Pod) (string, bool) // nil: all do
 	runtime *fakecri.Runtime
 	volumes *fakehost.Volumes
 	cgroups *fakehost.Cgroups
@@ -45,6 +47,7 @@ type world struct {
 	// of the agent that runs
 	events  *event.Recorder
 	kept    *checkpoint.Store
+	ledger  *allocation.Ledger
 	parts   worker.Parts
 	config  worker.Config
 	end     context.CancelFunc
@@ -96,7 +99,12 @@ func (w *world) startAgent() {
 		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events),
 		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
 	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
-	w.parts = worker.Parts{Actor: actor, Observations: store, Events: w.events, Checkpoints: w.kept}
+	fits := w.fits
+	if fits == nil {
+		fits = func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }
+	}
+	w.ledger = allocation.NewLedger(allocation.Config{Fits: fits})
+	w.parts = worker.Parts{Actor: actor, Observations: store, Events: w.events, Checkpoints: w.kept, Allocations: w.ledger}
 	w.config = worker.Config{
 		Backoff: plan.KubeletBackoff, HostIPs: node.HostIPs, RuntimeName: "fake", BootID: w.bootID, Log: log,
 		ProbeExec: func(ctx context.Context, id string, command []string, timeout time.Duration) ([]byte, int, error) {

@@ -22,19 +22,19 @@ func (claim) plugin() string { return "kubernetes.io~local-volume" }
 func (c claim) setUp(ctx context.Context, r request) (Mounted, error) {
 	mounted, err := c.bind(ctx, r)
 	if err != nil {
-		return Mounted{}, fmt.Errorf("persistentvolumeclaim %s/%s: %w", r.pod.Namespace, c.source.ClaimName, err)
+		if errors.Is(err, ErrNotFound) {
+			return Mounted{}, err // it names the claim
+		}
+		return Mounted{}, fmt.Errorf("persistentvolumeclaim %q: %w", c.source.ClaimName, err)
 	}
 	return mounted, nil
 }
 
 func (c claim) bind(ctx context.Context, r request) (Mounted, error) {
 	m := r.manager
-	path, readOnly, err := m.objects.Claim(r.pod.Namespace, c.source.ClaimName)
+	path, readOnly, err := m.objects.Claim(ctx, r.pod.Pod, c.source.ClaimName)
 	if err != nil {
 		return Mounted{}, err
-	}
-	if path == "" {
-		return Mounted{}, errNotFound
 	}
 	readOnly = readOnly || c.source.ReadOnly
 	mounted := Mounted{HostPath: r.dir, ReadOnly: readOnly}

@@ -15,15 +15,15 @@
 // A hostPath is handed on as it is. A PersistentVolumeClaim is bound to a
 // directory of this host; as the kubelet does for local volumes, that directory
 // is bind mounted at kubernetes.io~local-volume/NAME and given the pod's
-// fsGroup. What has a Secret in it is kept in a tmpfs; configMap, downwardAPI and
-// other projected volumes are on disk, which costs no mount. (The kubelet has
+// fsGroup. What has a Secret or a token in it is kept in a tmpfs; configMap,
+// downwardAPI and other projected volumes are on disk, which costs no mount. (The kubelet has
 // downwardAPI and all projected volumes in a tmpfs.)
 //
 //	kind.go                                 from the pod's spec to a kind
 //	emptydir.go hostpath.go claim.go        volumes that a pod writes
 //	keyed.go projected.go payload.go        volumes written here and replaced as a whole
 //	nested.go ownership.go                  mount points in those; fsGroup
-//	subpath.go                              subPaths
+//	subpath.go read.go                      subPaths; files of variables
 //	mount.go journal.go remove.go teardown.go   what is mounted, and its removal
 //	lock.go                                 one call for a pod at a time
 //

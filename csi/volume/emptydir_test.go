@@ -159,7 +159,7 @@ func TestVolumesThatWorkAreReadyAlthoughOthersFail(t *testing.T) {
 		vol("worse", v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "no"}}),
 		emptyDirOf("", ""),
 	)
-	e.fails(pod, "volume \"bad\": configmap default/no: not found\nvolume \"worse\": secret default/no: not found")
+	e.fails(pod, "volume \"bad\": configmap \"no\" not found\nvolume \"worse\": secret \"no\" not found")
 	e.wantMode(e.podDir("uid-1")+"/volumes/kubernetes.io~empty-dir/scratch", 0o777, 0)
 	if n := len(mountsBelow(t, e.root)); n != 0 {
 		t.Errorf("%d mounts for a secret that is not there", n)

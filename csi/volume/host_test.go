@@ -127,11 +127,11 @@ func TestReadOnlyClaimCannotBeWritten(t *testing.T) {
 func TestClaimErrorsNameWhatIsMissing(t *testing.T) {
 	e := newEnv(t)
 	pod := newPod(claimOf(false))
-	e.fails(pod, `volume "data": persistentvolumeclaim default/data: not found`)
+	e.fails(pod, `volume "data": persistentvolumeclaim "data" not found`)
 	e.objects.claims["data"] = e.root + "/disk/data"
-	e.fails(pod, `volume "data": persistentvolumeclaim default/data: ROOT/disk/data, which it is bound to, does not exist: make the directory or mount its disk`)
+	e.fails(pod, `volume "data": persistentvolumeclaim "data": ROOT/disk/data, which it is bound to, does not exist: make the directory or mount its disk`)
 	mustWrite(t, e.root+"/disk/data", "")
-	e.fails(pod, `volume "data": persistentvolumeclaim default/data: open ROOT/disk/data, which it is bound to: not a directory`)
+	e.fails(pod, `volume "data": persistentvolumeclaim "data": open ROOT/disk/data, which it is bound to: not a directory`)
 	e.tearDown(pod)
 }
 

@@ -68,7 +68,7 @@ func (m *Manager) podDir(uid string) string { return filepath.Join(m.podsDir, ui
 // SetUp makes the pod's volumes, by name. It is level driven: calling it again
 // makes what is missing and refreshes the content of configMap, secret,
 // downwardAPI and projected volumes, atomically. Each volume that could not be
-// set up is named in the error; the others are set up nevertheless, and calling
+// set up is named in the error (see Errors); the others are set up nevertheless, and calling
 // again is how to retry.
 func (m *Manager) SetUp(ctx context.Context, pod Pod) (map[string]Mounted, error) {
 	return serialized(ctx, m, string(pod.UID), func(at *step) (map[string]Mounted, error) {
@@ -81,7 +81,7 @@ func (m *Manager) SetUp(ctx context.Context, pod Pod) (map[string]Mounted, error
 			}
 			mounted, err := m.setUpOne(ctx, request{manager: m, at: at, pod: &pod, spec: spec})
 			if err != nil {
-				errs = append(errs, fmt.Errorf("volume %q: %w", spec.Name, err))
+				errs = append(errs, &Error{Volume: spec.Name, Err: err})
 				continue
 			}
 			ready[spec.Name] = mounted

@@ -36,16 +36,17 @@ const (
 type payload map[string]payloadFile
 
 type payloadFile struct {
-	data []byte // not to be changed: it may be the object's own
-	mode int32
+	data  []byte // not to be changed: it may be the object's own
+	mode  int32
+	owner *int64 // user that the file belongs to; nil: root
 }
 
-func (f payload) add(name string, data []byte, mode int32) error {
+func (f payload) add(name string, file payloadFile) error {
 	clean, err := cleanPath(name)
 	if err != nil {
 		return err
 	}
-	f[clean] = payloadFile{data, mode}
+	f[clean] = file
 	return nil
 }
 
@@ -279,11 +280,18 @@ func (w writer) writeFile(name string, file payloadFile) error {
 		return err
 	}
 	mode := uint32(file.mode) & 0o777
+	owner, group := -1, -1
+	if file.owner != nil {
+		owner = int(*file.owner)
+	}
 	if w.group != nil {
-		if err := fd.Chown(-1, int(*w.group)); err != nil {
+		group = int(*w.group)
+		mode |= groupReadFileMode
+	}
+	if owner >= 0 || group >= 0 {
+		if err := fd.Chown(owner, group); err != nil {
 			return err
 		}
-		mode |= groupReadFileMode
 	}
 	if err := unix.Fchmod(int(fd.Fd()), mode); err != nil {
 		return &os.PathError{Op: "chmod", Path: name, Err: err}

@@ -138,13 +138,13 @@ func TestOnlySecretsAreInMemory(t *testing.T) {
 func TestMissingObjectsAndKeys(t *testing.T) {
 	e := newEnv(t)
 	cm, sec := configMapOf(), secretOf()
-	e.fails(newPod(cm), `volume "cfg": configmap default/web: not found`)
-	e.fails(newPod(sec), `volume "cfg": secret default/web: not found`)
+	e.fails(newPod(cm), `volume "cfg": configmap "web" not found`)
+	e.fails(newPod(sec), `volume "cfg": secret "web" not found`)
 	e.keyed("a", "1")
 	item := v1.KeyToPath{Key: "no", Path: "no"}
 	cm, sec = configMapOf(item, v1.KeyToPath{Key: "a", Path: "a"}), secretOf(item, v1.KeyToPath{Key: "a", Path: "a"})
-	e.fails(newPod(cm), `volume "cfg": configmap default/web: key "no": not found`)
-	e.fails(newPod(sec), `volume "cfg": secret default/web: key "no": not found`)
+	e.fails(newPod(cm), `volume "cfg": configmap references non-existent config key: no`)
+	e.fails(newPod(sec), `volume "cfg": references non-existent secret key: no`)
 
 	cm.ConfigMap.Optional, sec.Secret.Optional = ptr(true), ptr(true)
 	for _, volume := range []v1.Volume{cm, sec} {
@@ -155,7 +155,8 @@ func TestMissingObjectsAndKeys(t *testing.T) {
 		}
 		e.tearDown(pod)
 	}
-	e.objects.configMaps["web"], e.objects.secrets["web"] = nil, nil
+	clear(e.objects.configMaps)
+	clear(e.objects.secrets)
 	for _, volume := range []v1.Volume{cm, sec} {
 		pod := newPod(volume)
 		dir := e.setUp(pod)["cfg"].HostPath
@@ -166,7 +167,8 @@ func TestMissingObjectsAndKeys(t *testing.T) {
 		e.setUp(pod)
 		e.wantFile(dir+"/a", "late")
 		e.tearDown(pod)
-		e.objects.configMaps["web"], e.objects.secrets["web"] = nil, nil
+		clear(e.objects.configMaps)
+		clear(e.objects.secrets)
 	}
 }
 
@@ -185,7 +187,7 @@ func TestPathsThatLeadElsewhereAreRefused(t *testing.T) {
 		"a\x00b":                 `path "a\x00b" has a NUL byte`,
 		strings.Repeat("x", 256): `path "` + strings.Repeat("x", 256) + `" has an element longer than 255 bytes`,
 	} {
-		e.fails(newPod(configMapOf(v1.KeyToPath{Key: "a", Path: path})), `volume "cfg": configmap default/web: key "a": `+problem)
+		e.fails(newPod(configMapOf(v1.KeyToPath{Key: "a", Path: path})), `volume "cfg": configmap "web": key "a": `+problem)
 	}
 	e.fails(newPod(configMapOf(v1.KeyToPath{Key: "a", Path: "x"}, v1.KeyToPath{Key: "a", Path: "x/y"})),
 		`volume "cfg": path "x/y" needs "x" as a directory, but that is a file`)
@@ -401,7 +403,7 @@ func FuzzPayloadPaths(f *testing.F) {
 	root := f.TempDir()
 	f.Fuzz(func(t *testing.T, name string) {
 		files := payload{}
-		if files.add(name, []byte("data"), 0o644) != nil {
+		if files.add(name, payloadFile{data: []byte("data"), mode: 0o644}) != nil {
 			if len(files) > 0 {
 				t.Fatalf("%q was refused and added", name)
 			}

@@ -36,7 +36,7 @@ func (f payload) addDownward(r request, items []v1.DownwardAPIVolumeFile, mode i
 			value, err = pod.Resource(item.ResourceFieldRef, nil)
 		}
 		if err == nil {
-			err = f.add(item.Path, []byte(value), modeOr(item.Mode, mode))
+			err = f.add(item.Path, payloadFile{data: []byte(value), mode: modeOr(item.Mode, mode)})
 		}
 		if err != nil {
 			return fmt.Errorf("downwardAPI item %q: %w", item.Path, err)
@@ -57,10 +57,10 @@ func (p projected) setUp(ctx context.Context, r request) (Mounted, error) {
 	var errs []error
 	for i := range p.source.Sources {
 		source := &p.source.Sources[i]
-		if source.Secret != nil {
+		if source.Secret != nil || source.ServiceAccountToken != nil {
 			where = inMemory
 		}
-		if err := files.addSource(r, source, mode); err != nil {
+		if err := files.addSource(ctx, r, source, mode); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -70,20 +70,42 @@ func (p projected) setUp(ctx context.Context, r request) (Mounted, error) {
 	return r.write(ctx, files, where)
 }
 
-func (f payload) addSource(r request, s *v1.VolumeProjection, mode int32) error {
+func (f payload) addSource(ctx context.Context, r request, s *v1.VolumeProjection, mode int32) error {
 	switch {
 	case s.ConfigMap != nil:
-		return f.addConfigMap(r, s.ConfigMap.LocalObjectReference, projection{items: s.ConfigMap.Items, mode: mode, optional: s.ConfigMap.Optional})
+		return f.addConfigMap(ctx, r, s.ConfigMap.Name, projection{items: s.ConfigMap.Items, mode: mode, optional: s.ConfigMap.Optional})
 	case s.Secret != nil:
-		return f.addSecret(r, s.Secret.Name, projection{items: s.Secret.Items, mode: mode, optional: s.Secret.Optional})
+		return f.addSecret(ctx, r, s.Secret.Name, projection{items: s.Secret.Items, mode: mode, optional: s.Secret.Optional})
 	case s.DownwardAPI != nil:
 		return f.addDownward(r, s.DownwardAPI.Items, mode)
 	case s.ServiceAccountToken != nil:
-		return errors.New("projected serviceAccountToken needs an API server, which this node has not: leave it out")
+		token, err := r.manager.objects.Token(ctx, r.pod.Pod, s.ServiceAccountToken)
+		if err != nil {
+			return err
+		}
+		return f.add(s.ServiceAccountToken.Path, private(r.pod, []byte(token), mode))
 	case s.ClusterTrustBundle != nil:
-		return errors.New("projected clusterTrustBundle needs an API server, which this node has not: leave it out")
+		if s.ClusterTrustBundle.Name == nil && s.ClusterTrustBundle.SignerName == nil {
+			return errors.New("ClusterTrustBundle projection requires either name or signerName to be set")
+		}
+		bundle, err := r.manager.objects.TrustBundle(ctx, r.pod.Pod, s.ClusterTrustBundle)
+		if err != nil {
+			return err
+		}
+		return f.add(s.ClusterTrustBundle.Path, private(r.pod, bundle, mode))
 	case s.PodCertificate != nil:
-		return errors.New("projected podCertificate needs an API server, which this node has not: leave it out")
+		return errors.New("projected podCertificate is not supported (the feature PodCertificateRequest, off by default): leave it out")
 	}
-	return errors.New("projected source of no known kind: use configMap, secret or downwardAPI")
+	return errors.New("projected source of no known kind: use configMap, secret, downwardAPI, serviceAccountToken or clusterTrustBundle")
+}
+
+// private is a file that only the pod's own user, or its group, may read where
+// there is one; without either it has the volume's mode (pkg/volume/projected,
+// collectData).
+func private(pod *Pod, data []byte, mode int32) payloadFile {
+	owner := pod.user()
+	if owner != nil || pod.fsGroup() != nil {
+		mode = 0o600
+	}
+	return payloadFile{data: data, mode: mode, owner: owner}
 }

@@ -99,12 +99,13 @@ func TestProjectedAndDownwardErrorsNameTheSource(t *testing.T) {
 	e := newEnv(t)
 	web := v1.LocalObjectReference{Name: "web"}
 	for want, source := range map[string]v1.VolumeProjection{
-		"configmap default/web: not found": {ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: web}},
-		"secret default/web: not found":    {Secret: &v1.SecretProjection{LocalObjectReference: web}},
-		"projected serviceAccountToken needs an API server, which this node has not: leave it out": {ServiceAccountToken: &v1.ServiceAccountTokenProjection{}},
-		"projected clusterTrustBundle needs an API server, which this node has not: leave it out":  {ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}},
-		"projected podCertificate needs an API server, which this node has not: leave it out":      {PodCertificate: &v1.PodCertificateProjection{}},
-		"projected source of no known kind: use configMap, secret or downwardAPI":                  {},
+		`configmap "web" not found`:           {ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: web}},
+		`secret "web" not found`:              {Secret: &v1.SecretProjection{LocalObjectReference: web}},
+		`token "gone" not found`:              {ServiceAccountToken: &v1.ServiceAccountTokenProjection{Audience: "gone", Path: "t"}},
+		`clustertrustbundle "gone" not found`: {ClusterTrustBundle: &v1.ClusterTrustBundleProjection{Name: ptr("gone"), Path: "b"}},
+		"ClusterTrustBundle projection requires either name or signerName to be set":                                       {ClusterTrustBundle: &v1.ClusterTrustBundleProjection{}},
+		"projected podCertificate is not supported (the feature PodCertificateRequest, off by default): leave it out":      {PodCertificate: &v1.PodCertificateProjection{}},
+		"projected source of no known kind: use configMap, secret, downwardAPI, serviceAccountToken or clusterTrustBundle": {},
 		`downwardAPI item "x": field label not supported: spec.nope`: {DownwardAPI: &v1.DownwardAPIProjection{Items: []v1.DownwardAPIVolumeFile{
 			{Path: "x", FieldRef: field("spec.nope")}}}},
 		`downwardAPI item "x": container other not found`: {DownwardAPI: &v1.DownwardAPIProjection{Items: []v1.DownwardAPIVolumeFile{
@@ -114,5 +115,62 @@ func TestProjectedAndDownwardErrorsNameTheSource(t *testing.T) {
 			{Path: "../x", FieldRef: field("metadata.name")}}}},
 	} {
 		e.fails(newPod(vol("p", v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{source}}})), `volume "p": `+want)
+	}
+}
+
+// What the API server adds to every pod: the token of its service account, the
+// cluster's certificate and its namespace.
+func TestTheVolumeOfAServiceAccount(t *testing.T) {
+	for _, test := range []struct {
+		name         string
+		group, user  *int64 // of the pod
+		other        *int64 // user of its other container; nil: the same
+		mode         uint32
+		owner, owned uint32 // user and group of the token
+	}{
+		{"a pod of no user in particular", nil, nil, nil, 0o644, 0, 0},
+		{"a user", nil, ptr[int64](1000), nil, 0o600, 1000, 0},
+		{"a group", ptr[int64](4321), nil, nil, 0o640, 0, 4321},
+		{"a user and a group", ptr[int64](4321), ptr[int64](1000), nil, 0o640, 1000, 4321},
+		{"two users", nil, ptr[int64](1000), ptr[int64](1001), 0o644, 0, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := newEnv(t)
+			e.objects.tokens[""] = "first"
+			e.objects.configMaps["kube-root-ca.crt"] = &v1.ConfigMap{Data: map[string]string{"ca.crt": "CA"}}
+			e.objects.bundles["b"] = "PEM"
+			pod := newPod(vol("kube-api-access-x", v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{DefaultMode: ptr[int32](0o644), Sources: []v1.VolumeProjection{
+				{ServiceAccountToken: &v1.ServiceAccountTokenProjection{ExpirationSeconds: ptr[int64](3607), Path: "token"}},
+				{ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: v1.LocalObjectReference{Name: "kube-root-ca.crt"}, Items: []v1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}}}},
+				{DownwardAPI: &v1.DownwardAPIProjection{Items: []v1.DownwardAPIVolumeFile{{Path: "namespace", FieldRef: field("metadata.namespace")}}}},
+				{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{Name: ptr("b"), Path: "bundle"}},
+				{ClusterTrustBundle: &v1.ClusterTrustBundleProjection{Name: ptr("gone"), Path: "none", Optional: ptr(true)}},
+			}}}))
+			pod.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: test.group, RunAsUser: test.user}
+			pod.Spec.Containers = []v1.Container{{Name: "a"}, {Name: "b"}}
+			if test.other != nil {
+				pod.Spec.Containers[1].SecurityContext = &v1.SecurityContext{RunAsUser: test.other}
+			}
+			dir := e.setUp(pod)["kube-api-access-x"].HostPath
+			for name, want := range map[string]string{"token": "first", "ca.crt": "CA", "namespace": "default", "bundle": "PEM", "none": ""} {
+				e.wantFile(dir+"/"+name, want)
+			}
+			for _, name := range []string{"token", "bundle", "none"} {
+				e.wantMode(dir+"/"+name, test.mode, test.owned)
+				var st unix.Stat_t
+				if err := unix.Stat(dir+"/"+name, &st); err != nil || st.Uid != test.owner {
+					t.Errorf("%s belongs to %d, %v; want %d", name, st.Uid, err, test.owner)
+				}
+			}
+			e.wantMode(dir+"/ca.crt", 0o644, test.owned)
+			var fs unix.Statfs_t
+			if err := unix.Statfs(dir, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+				t.Errorf("the token is on file system type %#x, %v", fs.Type, err)
+			}
+			e.objects.tokens[""] = "second"
+			e.setUp(pod)
+			e.wantFile(dir+"/token", "second")
+			e.tearDown(pod)
+		})
 	}
 }

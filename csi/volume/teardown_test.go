@@ -193,9 +193,9 @@ type stuckObjects struct {
 	release chan struct{}
 }
 
-func (o *stuckObjects) ConfigMap(namespace, name string) (*v1.ConfigMap, error) {
+func (o *stuckObjects) ConfigMap(ctx context.Context, pod *v1.Pod, name string) (*v1.ConfigMap, error) {
 	<-o.release
-	return o.objects.ConfigMap(namespace, name)
+	return o.objects.ConfigMap(ctx, pod, name)
 }
 
 func TestAStuckVolumeBlocksItsOwnPodOnlyAndSaysWhere(t *testing.T) {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,15 +21,46 @@ type objects struct {
 	configMaps map[string]*v1.ConfigMap
 	secrets    map[string]*v1.Secret
 	claims     map[string]string
+	tokens     map[string]string // by audience
+	bundles    map[string]string
 	readOnly   bool // of claims
 }
 
-func (o *objects) ConfigMap(_, name string) (*v1.ConfigMap, error) { return o.configMaps[name], nil }
-func (o *objects) Secret(_, name string) (*v1.Secret, error)       { return o.secrets[name], nil }
-func (o *objects) Claim(_, name string) (string, bool, error)      { return o.claims[name], o.readOnly, nil }
+func (o *objects) ConfigMap(_ context.Context, _ *v1.Pod, name string) (*v1.ConfigMap, error) {
+	return found(o.configMaps, "configmap", name)
+}
+
+func (o *objects) Secret(_ context.Context, _ *v1.Pod, name string) (*v1.Secret, error) {
+	return found(o.secrets, "secret", name)
+}
+
+func (o *objects) Claim(_ context.Context, _ *v1.Pod, name string) (string, bool, error) {
+	path, err := found(o.claims, "persistentvolumeclaim", name)
+	return path, o.readOnly, err
+}
+
+func (o *objects) Token(_ context.Context, _ *v1.Pod, want *v1.ServiceAccountTokenProjection) (string, error) {
+	return found(o.tokens, "token", want.Audience)
+}
+
+func (o *objects) TrustBundle(_ context.Context, _ *v1.Pod, want *v1.ClusterTrustBundleProjection) ([]byte, error) {
+	bundle, err := found(o.bundles, "clustertrustbundle", *want.Name)
+	if errors.Is(err, ErrNotFound) && want.Optional != nil && *want.Optional {
+		err = nil
+	}
+	return []byte(bundle), err
+}
+
+func found[T any](in map[string]T, kind, name string) (T, error) {
+	object, there := in[name]
+	if !there {
+		return object, NotFound(kind, name)
+	}
+	return object, nil
+}
 
 func newObjects() *objects {
-	return &objects{configMaps: map[string]*v1.ConfigMap{}, secrets: map[string]*v1.Secret{}, claims: map[string]string{}}
+	return &objects{configMaps: map[string]*v1.ConfigMap{}, secrets: map[string]*v1.Secret{}, claims: map[string]string{}, tokens: map[string]string{}, bundles: map[string]string{}}
 }
 
 // env is a manager on a kubelet directory of its own. What is left mounted

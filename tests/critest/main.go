@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"flag"
 	"fmt"
 	"os"
@@ -21,12 +22,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/berth-io/berth/tests/ginkgo"
 	"github.com/berth-io/berth/tests/harness"
 	"github.com/berth-io/berth/tests/stock"
 )
 
 // pauseImage is that of containerd's pods; no spec names this version.
 const pauseImage = "registry.k8s.io/pause:3.10.2"
+
+//go:embed exceptions.yaml
+var exceptions []byte
 
 // options are the command line's.
 type options struct {
@@ -64,7 +69,7 @@ func main() {
 // run reports whether the suite went as expected. Failed specs are no failure
 // of the program, which would print the end of the daemon's log.
 func run(t harness.TB, o options) bool {
-	known, err := loadExceptions()
+	known, err := ginkgo.LoadExceptions(exceptions)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
@@ -95,14 +100,14 @@ func run(t harness.TB, o options) bool {
 	}
 	began := time.Now()
 	specs := runSuite(t, n, o, rt)
-	r := summarize(specs, known)
-	r.print(os.Stdout, rt.name, time.Since(began))
+	r := ginkgo.Summarize(specs, known)
+	r.Print(os.Stdout, "critest on "+rt.name, time.Since(began))
 	if o.containerd != "" {
 		return true // its failures are for comparison
 	}
 	n.Stop()
 	n.CheckNothingLeft()
-	bad := r.unexpected(o.focus == "" && o.skip == "")
+	bad := r.Unexpected(o.focus == "" && o.skip == "")
 	fmt.Print(bad)
 	return bad == ""
 }
@@ -120,8 +125,7 @@ func pushImages(n *harness.Node) error {
 		return err
 	}
 	for reference, img := range all {
-		_, repository, _ := strings.Cut(reference, "/") // the registry stands for all hosts
-		if err := n.Registry.Push(repository, img); err != nil {
+		if err := n.Registry.PushReference(reference, img); err != nil {
 			return err
 		}
 	}
@@ -134,7 +138,7 @@ const suiteTimeout = 40 * time.Minute
 // runSuite runs critest where it reaches the pods: in the node's network
 // namespace, with this process' mounts. Its exit status says the same as its
 // report, so that only a missing report is an error.
-func runSuite(t harness.TB, n *harness.Node, o options, rt runtimeUnderTest) []spec {
+func runSuite(t harness.TB, n *harness.Node, o options, rt runtimeUnderTest) []ginkgo.Spec {
 	tmp := filepath.Join(n.Dir, "tmp")
 	if err := os.MkdirAll(tmp, 0o755); err != nil {
 		t.Fatalf("%v", err)
@@ -170,7 +174,7 @@ func runSuite(t harness.TB, n *harness.Node, o options, rt runtimeUnderTest) []s
 	if err != nil {
 		t.Fatalf("critest wrote no report: %v (%v); the end of its output:\n%s", err, runErr, tail(output, 30))
 	}
-	specs, err := parseReport(data)
+	specs, err := ginkgo.Parse(data)
 	if err != nil {
 		t.Fatalf("critest's report: %v", err)
 	}

@@ -72,18 +72,18 @@ func ip(args string) error {
 // listen opens a listener inside the node's namespace.
 func (ns *namespaces) listen(address string) (net.Listener, error) {
 	var l net.Listener
-	err := inside(ns.node, func() (err error) {
+	err := Inside(ns.node, func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
 	return l, err
 }
 
-// dialer connects from within a namespace, by name.
-func dialer(name string) func(ctx context.Context, network, address string) (net.Conn, error) {
+// Dialer connects from within a namespace, by its name below /run/netns.
+func Dialer(name string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		var c net.Conn
-		err := inside(name, func() (err error) {
+		err := Inside(name, func() (err error) {
 			// A dialer of several addresses would use other threads.
 			d := net.Dialer{Timeout: 5 * time.Second, FallbackDelay: -1}
 			c, err = d.DialContext(ctx, network, address)
@@ -93,9 +93,9 @@ func dialer(name string) func(ctx context.Context, network, address string) (net
 	}
 }
 
-// inside runs f on a thread that has entered the namespace. A socket stays in
-// the namespace it was made in.
-func inside(name string, f func() error) error {
+// Inside runs f on a thread that has entered a namespace, by its name below
+// /run/netns. A socket stays in the namespace it was made in.
+func Inside(name string, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		// Not unlocked: the thread ends with the goroutine, and takes the
@@ -118,18 +118,18 @@ func inside(name string, f func() error) error {
 
 // Dial connects from the node itself.
 func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return dialer(n.netns.node)(ctx, network, address)
+	return Dialer(n.netns.node)(ctx, network, address)
 }
 
 // DialOutside connects from another machine in the node's network.
 func (n *Node) DialOutside(ctx context.Context, network, address string) (net.Conn, error) {
-	return dialer(n.netns.outside)(ctx, network, address)
+	return Dialer(n.netns.outside)(ctx, network, address)
 }
 
 // ListenOutside opens a listener on another machine in the node's network.
 func (n *Node) ListenOutside(address string) (net.Listener, error) {
 	var l net.Listener
-	err := inside(n.netns.outside, func() (err error) {
+	err := Inside(n.netns.outside, func() (err error) {
 		l, err = net.Listen("tcp", address)
 		return err
 	})
@@ -140,4 +140,4 @@ func (n *Node) ListenOutside(address string) (net.Listener, error) {
 func (n *Node) InNetNS() []string { return []string{"nsenter", "--net=" + n.netns.path(), "--"} }
 
 // InNetwork runs f on a thread inside the node's network namespace.
-func (n *Node) InNetwork(f func() error) error { return inside(n.netns.node, f) }
+func (n *Node) InNetwork(f func() error) error { return Inside(n.netns.node, f) }

@@ -161,7 +161,9 @@ func NewNode(t TB, o Options) *Node {
 	n.api = newAPIClient(n.Config.APISocket)
 	t.Cleanup(n.destroy)
 	n.makeDirs(o.Mirrors)
-	n.own()
+	if err := Own(n.Dir); err != nil {
+		t.Fatalf("%v", err)
+	}
 	ns, err := newNamespaces(n.Name)
 	if err != nil {
 		t.Fatalf("network namespace: %v", err)
@@ -317,6 +319,12 @@ func binaries(t TB, dir string) string {
 		}
 	}
 	return dir
+}
+
+// Bin is the directory of the binaries under test.
+func Bin(t TB) string {
+	t.Helper()
+	return binaries(t, "")
 }
 
 // standardBin is bin/ also for those who run bin/failpoints.

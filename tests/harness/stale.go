@@ -19,14 +19,13 @@ const (
 	ownerFile  = "owner"
 )
 
-// own writes who tears the node down.
-func (n *Node) own() {
-	n.t.Helper()
+// Own notes in a directory that this process tears down what it is of.
+func Own(dir string) error {
 	self, err := process(os.Getpid())
 	if err != nil {
-		n.t.Fatalf("%v", err)
+		return err
 	}
-	n.write(filepath.Join(n.Dir, ownerFile), []byte(fmt.Sprintf("%d %s", self.Pid, self.Start)))
+	return os.WriteFile(filepath.Join(dir, ownerFile), fmt.Appendf(nil, "%d %s", self.Pid, self.Start), 0o644)
 }
 
 // sweepStale removes the nodes of test processes that are gone.
@@ -37,7 +36,7 @@ func sweepStale(t TB) {
 			t.Fatalf("%v", err)
 		}
 		for _, dir := range dirs {
-			if owned(dir) {
+			if Owned(dir) {
 				continue
 			}
 			name := filepath.Base(dir)
@@ -51,9 +50,9 @@ func sweepStale(t TB) {
 	})
 }
 
-// owned tells whether the process that made a node still runs. A directory
+// Owned tells whether the process that called Own still runs. A directory
 // without an owner is being made or removed just now.
-func owned(dir string) bool {
+func Owned(dir string) bool {
 	data, err := os.ReadFile(filepath.Join(dir, ownerFile))
 	if err != nil {
 		return true

@@ -36,9 +36,8 @@ func (n *Node) snapshot() leak.Snapshot {
 	return s
 }
 
-// residue is what a node without pods keeps, and why.
-func (n *Node) residue() []leak.Allowed {
-	c := n.Config
+// Residue is what a node without pods keeps, and why.
+func (c Config) Residue() []leak.Allowed {
 	return []leak.Allowed{
 		{Kind: "link", Pattern: "node " + c.Network.Bridge, Reason: "the bridge is the node's, not a pod's"},
 		{Kind: "cgroup", Pattern: c.CgroupRoot + `(/kubepods(/burstable|/besteffort)?)?`, Reason: "the QoS tree is the node's"},
@@ -62,7 +61,7 @@ func (n *Node) residue() []leak.Allowed {
 // machine shortly after the last pod was removed.
 func (n *Node) CheckNothingLeft(more ...leak.Allowed) {
 	n.t.Helper()
-	allowed := append(n.residue(), more...)
+	allowed := append(n.Config.Residue(), more...)
 	var left []leak.Item
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if left = leak.Diff(n.before, n.snapshot(), allowed); len(left) == 0 {

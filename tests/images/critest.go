@@ -55,8 +55,7 @@ func (b *Builder) CRITest() (map[string]v1.Image, error) {
 	return out, nil
 }
 
-// toolsLayer is Debian's busybox, the one with shared libraries, and what the
-// specs call that it lacks.
+// toolsLayer is Debian's busybox, the one with shared libraries.
 func (b *Builder) toolsLayer() (v1.Layer, error) {
 	busybox := ""
 	for _, dir := range []string{"bin", "usr/bin"} {
@@ -69,10 +68,15 @@ func (b *Builder) toolsLayer() (v1.Layer, error) {
 		return nil, fmt.Errorf("no busybox below %s (scripts/setup critest unpacks one)", b.Debs)
 	}
 	t := newTree()
-	if err := busyboxTree(t, busybox); err != nil {
+	if err := b.libraries(t, busybox); err != nil {
 		return nil, err
 	}
-	if err := b.libraries(t, busybox); err != nil {
+	return b.toolsOf(t, busybox)
+}
+
+// toolsOf adds a busybox and what specs call that it lacks.
+func (b *Builder) toolsOf(t *tree, busybox string) (v1.Layer, error) {
+	if err := busyboxTree(t, busybox); err != nil {
 		return nil, err
 	}
 	for _, program := range []string{"pgrep", "ipcs"} {

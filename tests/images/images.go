@@ -22,10 +22,12 @@ import (
 const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Builder makes images. Bin is where `make testbins` puts the test programs;
-// Debs is where scripts/setup unpacks what it does not install, or empty.
+// Debs is where scripts/setup unpacks what it does not install, or empty;
+// Peers is where `make control` puts the programs of Kubernetes, or empty.
 type Builder struct {
-	Bin  string
-	Debs string
+	Bin   string
+	Debs  string
+	Peers string
 
 	base v1.Layer
 }
@@ -154,11 +156,16 @@ func busyboxTree(t *tree, busybox string) error {
 // program adds an executable of this machine, or one unpacked in Debs, with
 // its shared libraries.
 func (b *Builder) program(t *tree, name string) error {
+	return b.programAs(t, "usr/bin/"+name, name)
+}
+
+// programAs adds it under another path.
+func (b *Builder) programAs(t *tree, to, name string) error {
 	path, err := b.find(name)
 	if err != nil {
 		return err
 	}
-	if err := t.host("usr/bin/"+name, path); err != nil {
+	if err := t.host(to, path); err != nil {
 		return err
 	}
 	return b.libraries(t, path)
@@ -174,6 +181,11 @@ func (b *Builder) libraries(t *tree, path string) error {
 	if err != nil {
 		return err
 	}
+	more, err := filepath.Glob(filepath.Join(debs, "lib/*-linux-gnu"))
+	if err != nil {
+		return err
+	}
+	libs = append(libs, more...)
 	ldd := exec.Command("ldd", path)
 	ldd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"))
 	out, err := ldd.CombinedOutput()
@@ -187,7 +199,7 @@ func (b *Builder) find(name string) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
-	for _, dir := range []string{"usr/bin", "usr/sbin"} {
+	for _, dir := range []string{"usr/bin", "usr/sbin", "bin", "sbin"} {
 		path := filepath.Join(b.Debs, dir, name)
 		if _, err := os.Stat(path); b.Debs != "" && err == nil {
 			return path, nil

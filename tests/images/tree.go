@@ -91,6 +91,16 @@ func (t *tree) layer() (v1.Layer, error) {
 	}, tarball.WithCompressionLevel(gzip.BestSpeed))
 }
 
+// compressed is a layer as a registry serves it.
+func compressed(l v1.Layer) ([]byte, error) {
+	r, err := l.Compressed()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
 // sorted puts hard links last, behind what they link to.
 func (t *tree) sorted() []entry {
 	var out []entry

@@ -252,7 +252,7 @@ spec:
     volumeMounts: [{name: c, mountPath: /c}]
   volumes: [{name: c, configMap: {name: nomap}}]
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("FailedMount", `volume "c"`), "configmap default/nomap: not found")
+			contains(t, "event", p.WaitEvent("FailedMount", `volume "c"`), `configmap "nomap" not found`)
 			p.Node().WriteManifest("nomap-object.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: nomap}\ndata: {k: v}\n")
 			p.WaitReady()
 		}},

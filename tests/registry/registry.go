@@ -55,6 +55,16 @@ func (r *Registry) Push(repositoryTag string, img v1.Image) error {
 	return nil
 }
 
+// PushReference stores an image under a reference, whatever its registry: this
+// one stands for all.
+func (r *Registry) PushReference(reference string, img v1.Image) error {
+	_, repository, ok := strings.Cut(reference, "/")
+	if !ok {
+		return fmt.Errorf("push %q: a reference is HOST/REPOSITORY:TAG", reference)
+	}
+	return r.Push(repository, img)
+}
+
 // Replace has a handler answer for a repository: the images that no honest
 // registry serves.
 func (r *Registry) Replace(repository string, h http.Handler) {

@@ -19,14 +19,14 @@ import (
 
 const startTimeout = 30 * time.Second
 
-// Containerd is containerd with its usual network, in the network namespace of
-// a node and with its registry. It ends with the test.
-type Containerd struct {
-	Socket    string
-	NRISocket string
-	Dir       string // everything that outlives a reboot
-
-	cmd *exec.Cmd
+// ContainerdConfig is where a containerd keeps what, and what it uses.
+type ContainerdConfig struct {
+	Dir      string // what outlives a reboot
+	RunDir   string // what does not
+	Socket   string // CRI; its neighbour is NRI's
+	Bin      string // its shim, runc and the CNI plugins
+	CertsDir string // registries, as HOST/hosts.toml
+	Pause    string // reference of its pods' own container
 }
 
 // Nothing but what has to differ from containerd's defaults: directories, the
@@ -44,54 +44,86 @@ state = %[2]q
     config_path = %[4]q
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = [%[5]q]
     conf_dir = %[6]q
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
     runtime_type = 'io.containerd.runc.v2'
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+      Root = %[10]q
 [plugins.'io.containerd.nri.v1.nri']
   socket_path = %[8]q
   plugin_path = %[9]q
   plugin_config_path = %[9]q
 `
 
-// containerdNetwork is the list that containerd's own documentation installs,
-// with a subnet that no other network of the node has.
+// containerdNetwork is the list that containerd's own documentation installs.
 const containerdNetwork = `{"cniVersion": "1.0.0", "name": "containerd-net", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "promiscMode": true,
-   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.89.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}
 `
+
+// NRISocket is where plugins connect.
+func (c ContainerdConfig) NRISocket() string {
+	return filepath.Join(filepath.Dir(c.Socket), "nri.sock")
+}
+
+func (c ContainerdConfig) netDir() string { return filepath.Join(c.Dir, "net.d") }
+
+// Write writes the configuration file and returns its path. There is no network
+// until WriteNetwork.
+func (c ContainerdConfig) Write() (file string, err error) {
+	for _, dir := range []string{c.netDir(), c.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", err
+		}
+	}
+	file = filepath.Join(c.Dir, "config.toml")
+	config := fmt.Sprintf(containerdConfig, filepath.Join(c.Dir, "root"), filepath.Join(c.RunDir, "containerd"),
+		c.Socket, c.CertsDir, c.Bin, c.netDir(), c.Pause, c.NRISocket(), filepath.Join(c.Dir, "nri"), filepath.Join(c.RunDir, "containerd", "runc"))
+	return file, os.WriteFile(file, []byte(config), 0o644)
+}
+
+// WriteNetwork gives pods a network with addresses of a subnet.
+func (c ContainerdConfig) WriteNetwork(subnet string) error {
+	list := fmt.Sprintf(containerdNetwork, filepath.Join(c.Dir, "ipam"), subnet)
+	return os.WriteFile(filepath.Join(c.netDir(), "10-containerd-net.conflist"), []byte(list), 0o644)
+}
+
+// Containerd is containerd with its usual network, in the network namespace of
+// a node and with its registry. It ends with the test.
+type Containerd struct {
+	Socket    string
+	NRISocket string
+	Dir       string // everything that outlives a reboot
+
+	cmd *exec.Cmd
+}
+
+// podSubnet is one that no other network of a node has.
+const podSubnet = "10.89.0.0/16"
 
 // StartContainerd runs the containerd in bin, where its shim, runc and the CNI
 // plugins are too. pause is the reference of its pods' own container.
 func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containerd {
 	t.Helper()
-	c := &Containerd{
-		Socket:    filepath.Join(n.Config.RunDir, "containerd.sock"),
-		NRISocket: filepath.Join(n.Config.RunDir, "nri.sock"),
-		Dir:       filepath.Join(n.Dir, "containerd"),
+	where := ContainerdConfig{
+		Dir: filepath.Join(n.Dir, "containerd"), RunDir: n.Config.RunDir, Socket: filepath.Join(n.Config.RunDir, "containerd.sock"),
+		Bin: bin, CertsDir: n.CertsDir(), Pause: pause,
 	}
-	confDir := filepath.Join(c.Dir, "net.d")
-	config := filepath.Join(c.Dir, "config.toml")
-	for _, dir := range []string{confDir, n.Config.RunDir} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatalf("%v", err)
-		}
+	config, err := where.Write()
+	if err != nil {
+		t.Fatalf("%v", err)
 	}
-	for path, content := range map[string]string{
-		config: fmt.Sprintf(containerdConfig, filepath.Join(c.Dir, "root"), filepath.Join(n.Config.RunDir, "containerd"),
-			c.Socket, n.CertsDir(), bin, confDir, pause, c.NRISocket, filepath.Join(c.Dir, "nri")),
-		filepath.Join(confDir, "10-containerd-net.conflist"): fmt.Sprintf(containerdNetwork, filepath.Join(c.Dir, "ipam")),
-	} {
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			t.Fatalf("%v", err)
-		}
+	if err := where.WriteNetwork(podSubnet); err != nil {
+		t.Fatalf("%v", err)
 	}
+	c := &Containerd{Socket: where.Socket, NRISocket: where.NRISocket(), Dir: where.Dir}
 	logFile := filepath.Join(c.Dir, "containerd.log")
 	args := append(n.InNetNS(), filepath.Join(bin, "containerd"), "--config", config)
-	var err error
 	if c.cmd, _, err = start(t, logFile, append(n.Environ(), "PATH="+bin+":"+os.Getenv("PATH")), args); err != nil {
 		t.Fatalf("%v", err)
 	}

@@ -212,16 +212,24 @@ func (k *Kubelet) forward(c net.Conn) {
 // shareVolumes lets the runtime see what the kubelet mounts for its pods.
 func (k *Kubelet) shareVolumes() {
 	k.t.Helper()
-	dir := k.n.Config.KubeletDir
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := ShareVolumes(k.n.Config.KubeletDir); err != nil {
 		k.t.Fatalf("%v", err)
 	}
+}
+
+// ShareVolumes makes a kubelet's directory a mount of its own whose mounts are
+// seen in all mount namespaces that have it.
+func ShareVolumes(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	if err := bindToItself(dir); err != nil {
-		k.t.Fatalf("bind %s: %v", dir, err)
+		return fmt.Errorf("bind %s: %w", dir, err)
 	}
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
-		k.t.Fatalf("share %s: %v", dir, err)
+		return fmt.Errorf("share %s: %w", dir, err)
 	}
+	return nil
 }
 
 // bindToItself makes a directory a mount. Where its parent mount is shared, a

@@ -9,6 +9,7 @@
 //	fault.go      calls that misbehave
 //	sandbox.go    the CRI's calls about sandboxes
 //	container.go  ... about containers
+//	resize.go     ... about what they may use and do use
 //	events.go     ... and the event stream
 //	images.go     the image service
 //	serve.go      the same through gRPC
@@ -46,6 +47,7 @@ type Runtime struct {
 	images     map[string]*runtimeapi.Image // present, by reference
 	registry   map[string]bool              // what can be pulled
 	programs   map[string]Program
+	memory     map[string]uint64 // in use, by container name
 	exec       func(container string, command []string) (output []byte, code int32)
 	readers    map[*reader]bool
 	faults     []*fault
@@ -83,7 +85,7 @@ func New() *Runtime {
 	return &Runtime{
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 		images: map[string]*runtimeapi.Image{}, registry: map[string]bool{},
-		programs: map[string]Program{}, readers: map[*reader]bool{},
+		programs: map[string]Program{}, memory: map[string]uint64{}, readers: map[*reader]bool{},
 	}
 }
 

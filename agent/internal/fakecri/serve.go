@@ -66,6 +66,18 @@ func (s runtimeServer) RemoveContainer(ctx context.Context, req *runtimeapi.Remo
 	return s.r.RemoveContainer(ctx, req)
 }
 
+func (s runtimeServer) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	return s.r.UpdateContainerResources(ctx, req)
+}
+
+func (s runtimeServer) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return s.r.UpdatePodSandboxResources(ctx, req)
+}
+
+func (s runtimeServer) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	return s.r.PodSandboxStats(ctx, req)
+}
+
 func (s runtimeServer) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	return s.r.ContainerStatus(ctx, req)
 }

@@ -4,6 +4,7 @@
 package fakehost
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,8 +100,37 @@ func (v *Volumes) Set(fail error, hang bool) {
 
 // Cgroups is a cgroup tree without cgroups.
 type Cgroups struct {
+	// Note is told of each SetPod; nil: nobody is.
+	Note func(format string, args ...any)
+
 	mu   sync.Mutex
 	made map[string]bool
+	set  map[string]qos.Settings // by pod UID
+}
+
+// PodSettings are those of a pod on this node.
+func (c *Cgroups) PodSettings(p *v1.Pod) qos.Settings { return qos.PodSettings(p, false, c.Node()) }
+
+// SetPod changes the settings that are not zero.
+func (c *Cgroups) SetPod(p *v1.Pod, s qos.Settings) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.set[string(p.UID)]
+	now.CPUShares = cmp.Or(s.CPUShares, now.CPUShares)
+	now.CPUQuota, now.CPUPeriod = cmp.Or(s.CPUQuota, now.CPUQuota), cmp.Or(s.CPUPeriod, now.CPUPeriod)
+	now.MemoryBytes = cmp.Or(s.MemoryBytes, now.MemoryBytes)
+	c.set[string(p.UID)] = now
+	if c.Note != nil {
+		c.Note("SetPod %s shares %d quota %d memory %d", p.Name, s.CPUShares, s.CPUQuota, s.MemoryBytes)
+	}
+	return nil
+}
+
+// Settings are what a pod's cgroup is set to.
+func (c *Cgroups) Settings(uid string) qos.Settings {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.set[uid]
 }
 
 // EnsurePod remembers the pod.
@@ -108,6 +138,7 @@ func (c *Cgroups) EnsurePod(p *v1.Pod) (string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mark(string(p.UID))
+	c.set[string(p.UID)] = c.PodSettings(p)
 	return "/kubepods/pod" + string(p.UID), nil
 }
 
@@ -116,6 +147,7 @@ func (c *Cgroups) RemovePod(_ context.Context, uid string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.made, uid)
+	delete(c.set, uid)
 	return nil
 }
 
@@ -138,7 +170,7 @@ func (c *Cgroups) Leave(uid string) {
 
 func (c *Cgroups) mark(uid string) {
 	if c.made == nil {
-		c.made = map[string]bool{}
+		c.made, c.set = map[string]bool{}, map[string]qos.Settings{}
 	}
 	c.made[uid] = true
 }
@@ -184,10 +216,26 @@ func (h *Hooks) Ran() []string {
 type NoObjects struct{}
 
 // ConfigMap finds nothing.
-func (NoObjects) ConfigMap(string, string) (*v1.ConfigMap, error) { return nil, nil }
+func (NoObjects) ConfigMap(_ context.Context, _ *v1.Pod, name string) (*v1.ConfigMap, error) {
+	return nil, volume.NotFound("configmap", name)
+}
 
 // Secret finds nothing.
-func (NoObjects) Secret(string, string) (*v1.Secret, error) { return nil, nil }
+func (NoObjects) Secret(_ context.Context, _ *v1.Pod, name string) (*v1.Secret, error) {
+	return nil, volume.NotFound("secret", name)
+}
 
 // Claim finds nothing.
-func (NoObjects) Claim(string, string) (string, bool, error) { return "", false, nil }
+func (NoObjects) Claim(_ context.Context, _ *v1.Pod, name string) (string, bool, error) {
+	return "", false, volume.NotFound("persistentvolumeclaim", name)
+}
+
+// Token finds no service account.
+func (NoObjects) Token(_ context.Context, pod *v1.Pod, _ *v1.ServiceAccountTokenProjection) (string, error) {
+	return "", volume.NotFound("serviceaccount", pod.Spec.ServiceAccountName)
+}
+
+// TrustBundle finds nothing.
+func (NoObjects) TrustBundle(context.Context, *v1.Pod, *v1.ClusterTrustBundleProjection) ([]byte, error) {
+	return nil, volume.ErrNotFound
+}

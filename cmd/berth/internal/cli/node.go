@@ -37,7 +37,11 @@ it, and it takes them over again when it is started the next time.`,
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return node.Run(ctx, c, version, log)
+			kubelet, err := node.Kubelet(c)
+			if err != nil {
+				return err
+			}
+			return node.Run(ctx, c, kubelet, version, log)
 		},
 	}
 	cmd.Flags().StringSliceVar(&roles, "roles", nil, "roles of this daemon: agent, cri, network (default all)")

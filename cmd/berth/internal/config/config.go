@@ -39,10 +39,18 @@ const (
 type Config struct {
 	// NodeName is the name pods know their node by. Default: the host's name.
 	NodeName string `json:"nodeName,omitempty"`
+	// NodeIPs are the addresses that pods and the cluster know the node by, one
+	// of each family at most. Default: those of the links with a default route.
+	NodeIPs []string `json:"nodeIPs,omitempty"`
 	// Roles this daemon has. Default: agent, cri, network.
 	Roles []string `json:"roles,omitempty"`
 	// ManifestDir is watched for manifests. Default: /etc/berth/manifests.
 	ManifestDir string `json:"manifestDir,omitempty"`
+	// Kubeconfig says how the node reaches its cluster's API server. Without it
+	// pods come from manifests alone.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// KubeletConfig is the file of a KubeletConfiguration.
+	KubeletConfig string `json:"kubeletConfig,omitempty"`
 	// Rescan is how often the manifest directory is read even without a
 	// notice of a change. Default: 20s.
 	Rescan metav1.Duration `json:"rescan,omitzero"`
@@ -285,6 +293,16 @@ func (c *Config) Validate() error {
 	for i, cidr := range c.Network.PodCIDRs {
 		if _, err := netip.ParsePrefix(cidr); err != nil {
 			reject(fmt.Sprintf("network.podCIDRs[%d]", i), "%q is not a subnet such as 10.85.0.0/16", cidr)
+		}
+	}
+	for i, ip := range c.NodeIPs {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			reject(fmt.Sprintf("nodeIPs[%d]", i), "%q is not an IP address", ip)
+		}
+	}
+	for _, p := range []struct{ key, path string }{{"kubeconfig", c.Kubeconfig}, {"kubeletConfig", c.KubeletConfig}} {
+		if p.path != "" && !filepath.IsAbs(p.path) {
+			reject(p.key, "%q must be an absolute path", p.path)
 		}
 	}
 	for i, ip := range c.ClusterDNS {

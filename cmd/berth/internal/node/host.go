@@ -7,13 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
@@ -22,19 +18,18 @@ import (
 // maxPods is the kubelet's default.
 const maxPods = 110
 
-// podNode gathers what pods inherit from this host.
+// podNode gathers what pods inherit from this host, but for its resources.
 func podNode(c config.Config) (podspec.Node, error) {
-	ips, err := hostIPs(c.Network.Bridge)
-	if err != nil {
-		return podspec.Node{}, err
+	ips := c.NodeIPs
+	if len(ips) == 0 {
+		var err error
+		if ips, err = hostIPs(c.Network.Bridge); err != nil {
+			return podspec.Node{}, err
+		}
 	}
 	resolv, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return podspec.Node{}, fmt.Errorf("read the host's resolv.conf: %w", err)
-	}
-	memory, err := memoryBytes()
-	if err != nil {
-		return podspec.Node{}, err
 	}
 	throttles, err := filepath.Glob("/sys/devices/system/cpu/cpu*/thermal_throttle")
 	if err != nil {
@@ -44,11 +39,6 @@ func podNode(c config.Config) (podspec.Node, error) {
 		Name: c.NodeName, HostIPs: ips, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, HostResolv: resolv,
 		PodLogsDir: c.PodLogsDir, KubeletDir: c.KubeletDir, SeccompDir: filepath.Join(c.KubeletDir, "seccomp"),
 		MaskedPaths: throttles,
-		Allocatable: v1.ResourceList{
-			v1.ResourceCPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
-			v1.ResourceMemory: *resource.NewQuantity(memory, resource.BinarySI),
-			v1.ResourcePods:   *resource.NewQuantity(maxPods, resource.DecimalSI),
-		},
 	}, nil
 }
 
@@ -107,20 +97,6 @@ func hostIPs(bridge string) ([]string, error) {
 		out = []string{"127.0.0.1"}
 	}
 	return out, nil
-}
-
-func memoryBytes() (int64, error) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, fmt.Errorf("read the host's memory size: %w", err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "MemTotal:" {
-			kib, err := strconv.ParseInt(f[1], 10, 64)
-			return kib << 10, err
-		}
-	}
-	return 0, errors.New("read the host's memory size: /proc/meminfo has no MemTotal")
 }
 
 // bootID names this boot: what was recorded under another is void.

@@ -20,7 +20,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/berth-io/berth/agent"
-	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 	"github.com/berth-io/berth/cni/plugin"
 	"github.com/berth-io/berth/cri"
@@ -34,8 +35,9 @@ import (
 // short-lived, and its memory is what pods cannot have.
 const gcPercent = 50
 
-// Run runs the roles until ctx ends. Pods run on without it.
-func Run(ctx context.Context, c config.Config, version string, log *slog.Logger) error {
+// Run runs the roles until ctx ends. Pods run on without it. Kubelet is how the
+// agent belongs to a cluster; nil: it does not.
+func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, version string, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the node makes namespaces, mounts and cgroups: it must run as root")
 	}
@@ -61,7 +63,7 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 		group.Go(func() error { return named("runtime", runtime.Run(ctx)) })
 	}
 	if c.Has(config.RoleAgent) {
-		a, err := newAgent(c, log)
+		a, err := newAgent(c, kubelet, log)
 		if err != nil {
 			return err
 		}
@@ -141,7 +143,15 @@ func imageConfig(c config.Config, log *slog.Logger) image.Config {
 	}
 }
 
-func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {
+func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) (*agent.Agent, error) {
+	if kubelet != nil {
+		for _, w := range kubelet.Warnings {
+			log.Warn(w)
+		}
+		if len(c.ClusterDNS) == 0 {
+			c.ClusterDNS = kubelet.ClusterDNS
+		}
+	}
 	host, err := podNode(c)
 	if err != nil {
 		return nil, err
@@ -150,14 +160,25 @@ func newAgent(c config.Config, log *slog.Logger) (*agent.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	memory := host.Allocatable.Memory().Value()
-	cpus := int(host.Allocatable.Cpu().Value())
+	info, err := machine.Read(os.DirFS("/"))
+	if err != nil {
+		return nil, err
+	}
+	resources, err := nodeResources(info, kubelet, c.KubeletDir)
+	if err != nil {
+		return nil, err
+	}
+	host.Allocatable = resources.Allocatable
+	cluster, err := newCluster(kubelet, host, resources)
+	if err != nil {
+		return nil, err
+	}
 	a, err := agent.New(agent.Config{
 		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
-		Cgroups: qos.Config{Root: c.CgroupRoot, Driver: qos.Driver(c.CgroupDriver), CPUs: cpus, MemoryBytes: memory},
-		BootID:  boot, Log: log,
+		Cgroups: cgroupConfig(c, kubelet, info, resources),
+		BootID:  boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
 		return nil, named("agent", err)

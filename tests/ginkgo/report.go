@@ -1,7 +1,8 @@
-package main
+// Package ginkgo reads the reports of test suites that are written with Ginkgo,
+// and says what of a run was not expected.
+package ginkgo
 
 import (
-	_ "embed"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,16 +13,16 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// spec is one spec's outcome.
-type spec struct {
-	name   string
-	state  string // passed, failed, skipped, or another word of ginkgo for a failure
-	reason string // why it failed or was skipped; empty for a spec that was not selected
+// Spec is one spec's outcome.
+type Spec struct {
+	Name   string
+	State  string // passed, failed, skipped, or another word of Ginkgo for a failure
+	Reason string // why it failed or was skipped; empty for a spec that was not selected
 }
 
-// parseReport reads ginkgo's JSON report. Nodes other than specs, such as
+// Parse reads ginkgo's JSON report. Nodes other than specs, such as
 // BeforeSuite, count when they fail: without them no spec can run.
-func parseReport(data []byte) ([]spec, error) {
+func Parse(data []byte) ([]Spec, error) {
 	var suites []struct {
 		SpecReports []struct {
 			ContainerHierarchyTexts []string
@@ -34,7 +35,7 @@ func parseReport(data []byte) ([]spec, error) {
 	if err := json.Unmarshal(data, &suites); err != nil {
 		return nil, err
 	}
-	var specs []spec
+	var specs []Spec
 	for _, suite := range suites {
 		for _, r := range suite.SpecReports {
 			name := strings.Join(append(r.ContainerHierarchyTexts, r.LeafNodeText), " ")
@@ -44,7 +45,7 @@ func parseReport(data []byte) ([]spec, error) {
 				}
 				name = r.LeafNodeType
 			}
-			specs = append(specs, spec{name: strings.TrimPrefix(name, "[k8s.io] "), state: r.State, reason: shorten(strings.TrimSpace(r.Failure.Message))})
+			specs = append(specs, Spec{Name: strings.TrimPrefix(name, "[k8s.io] "), State: r.State, Reason: shorten(strings.TrimSpace(r.Failure.Message))})
 		}
 	}
 	if len(specs) == 0 {
@@ -53,18 +54,16 @@ func parseReport(data []byte) ([]spec, error) {
 	return specs, nil
 }
 
-// exception is a spec that fails here, and why that is no fault of the runtime.
-type exception struct {
+// Exception is a spec that fails here, and why that is no fault of what is tested.
+type Exception struct {
 	Spec   string `json:"spec"`
 	Reason string `json:"reason"`
 }
 
-//go:embed exceptions.yaml
-var exceptionsFile []byte
-
-func loadExceptions() ([]exception, error) {
-	var all []exception
-	if err := yaml.UnmarshalStrict(exceptionsFile, &all); err != nil {
+// LoadExceptions reads a list of them in YAML.
+func LoadExceptions(data []byte) ([]Exception, error) {
+	var all []Exception
+	if err := yaml.UnmarshalStrict(data, &all); err != nil {
 		return nil, fmt.Errorf("exceptions.yaml: %w", err)
 	}
 	for i, e := range all {
@@ -75,35 +74,36 @@ func loadExceptions() ([]exception, error) {
 	return all, nil
 }
 
-// result is what a run came to.
-type result struct {
-	passed      int
+// Result is what a run came to.
+type Result struct {
+	Passed      int
 	notSelected int
-	failed      []spec         // not known
-	known       []spec         // the reason is the exception's
+	Failed      []Spec         // not known
+	known       []Spec         // the reason is the exception's
 	skipped     map[string]int // by reason
-	idle        []exception    // did not fail
+	idle        []Exception    // did not fail
 }
 
-func summarize(specs []spec, known []exception) result {
-	r := result{skipped: map[string]int{}}
+// Summarize sorts specs by their outcome.
+func Summarize(specs []Spec, known []Exception) Result {
+	r := Result{skipped: map[string]int{}}
 	failed := map[string]bool{}
 	for _, s := range specs {
 		switch {
-		case s.state == "passed":
-			r.passed++
-		case s.state == "skipped" && s.reason == "":
+		case s.State == "passed":
+			r.Passed++
+		case s.State == "skipped" && s.Reason == "", s.State == "pending":
 			r.notSelected++
-		case s.state == "skipped":
-			r.skipped[firstLine(s.reason)]++
+		case s.State == "skipped":
+			r.skipped[firstLine(s.Reason)]++
 		default:
-			failed[s.name] = true
-			if i := slices.IndexFunc(known, func(e exception) bool { return e.Spec == s.name }); i >= 0 {
-				s.reason = known[i].Reason
+			failed[s.Name] = true
+			if i := slices.IndexFunc(known, func(e Exception) bool { return e.Spec == s.Name }); i >= 0 {
+				s.Reason = known[i].Reason
 				r.known = append(r.known, s)
 				continue
 			}
-			r.failed = append(r.failed, s)
+			r.Failed = append(r.Failed, s)
 		}
 	}
 	for _, e := range known {
@@ -119,22 +119,23 @@ func firstLine(s string) string {
 	return line
 }
 
-func (r result) print(w io.Writer, runtime string, took time.Duration) {
+// Print says what ran, and of each failure the reason.
+func (r Result) Print(w io.Writer, suite string, took time.Duration) {
 	skipped := 0
 	for _, n := range r.skipped {
 		skipped += n
 	}
-	ran := r.passed + len(r.failed) + len(r.known)
-	fmt.Fprintf(w, "critest on %s: %d of %d passed, %d failed (%d of them known), %d skipped, %d not selected, in %v\n",
-		runtime, r.passed, ran, len(r.failed)+len(r.known), len(r.known), skipped, r.notSelected, took.Round(time.Second))
+	ran := r.Passed + len(r.Failed) + len(r.known)
+	fmt.Fprintf(w, "%s: %d of %d passed, %d failed (%d of them known), %d skipped, %d not selected, in %v\n",
+		suite, r.Passed, ran, len(r.Failed)+len(r.known), len(r.known), skipped, r.notSelected, took.Round(time.Second))
 	for _, reason := range sortedKeys(r.skipped) {
 		fmt.Fprintf(w, "skipped %3d: %s\n", r.skipped[reason], reason)
 	}
 	for _, s := range r.known {
-		fmt.Fprintf(w, "known: %s\n    %s\n", s.name, indent(s.reason))
+		fmt.Fprintf(w, "known: %s\n    %s\n", s.Name, indent(s.Reason))
 	}
-	for _, s := range r.failed {
-		fmt.Fprintf(w, "%s: %s\n    %s\n", s.state, s.name, indent(s.reason))
+	for _, s := range r.Failed {
+		fmt.Fprintf(w, "%s: %s\n    %s\n", s.State, s.Name, indent(s.Reason))
 	}
 }
 
@@ -170,14 +171,14 @@ func sortedKeys(m map[string]int) []string {
 	return keys
 }
 
-// unexpected says what is wrong with a run, or nothing. Exceptions must fail in
+// Unexpected says what is wrong with a run, or nothing. Exceptions must fail in
 // a run of the whole suite: one that no longer does hides the next failure.
-func (r result) unexpected(whole bool) string {
+func (r Result) Unexpected(whole bool) string {
 	var all []string
-	if n := len(r.failed); n > 0 {
+	if n := len(r.Failed); n > 0 {
 		all = append(all, fmt.Sprintf("%d specs failed that exceptions.yaml does not list", n))
 	}
-	if r.passed == 0 {
+	if r.Passed == 0 {
 		all = append(all, "no spec passed")
 	}
 	for _, e := range r.idle {

@@ -1,4 +1,4 @@
-package main
+package ginkgo
 
 import (
 	"strings"
@@ -18,13 +18,13 @@ const sampleReport = `[{"SpecReports": [
 ]}]`
 
 func TestAReportIsSummarizedWithEveryFailureByName(t *testing.T) {
-	specs, err := parseReport([]byte(sampleReport))
+	specs, err := Parse([]byte(sampleReport))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := summarize(specs, []exception{{Spec: "Image by digest", Reason: "offline"}, {Spec: "Streaming exec works", Reason: "old"}})
+	r := Summarize(specs, []Exception{{Spec: "Image by digest", Reason: "offline"}, {Spec: "Streaming exec works", Reason: "old"}})
 	var out strings.Builder
-	r.print(&out, "berth", 62*time.Second)
+	r.Print(&out, "critest on berth", 62*time.Second)
 	want := `critest on berth: 1 of 3 passed, 2 failed (1 of them known), 2 skipped, 1 not selected, in 1m2s
 skipped   2: no socket
 known: Image by digest
@@ -38,30 +38,31 @@ failed: Streaming breaks
 	if out.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", out.String(), want)
 	}
-	if got, want := r.unexpected(true), "1 specs failed that exceptions.yaml does not list\n"+
+	if got, want := r.Unexpected(true), "1 specs failed that exceptions.yaml does not list\n"+
 		"exceptions.yaml lists \"Streaming exec works\", which did not fail: remove it\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := r.unexpected(false); strings.Contains(got, "remove it") {
+	if got := r.Unexpected(false); strings.Contains(got, "remove it") {
 		t.Errorf("a part of the suite says of an exception: %s", got)
 	}
 }
 
 func TestASuiteThatCannotStartIsAFailure(t *testing.T) {
-	specs, err := parseReport([]byte(`[{"SpecReports": [{"LeafNodeType": "BeforeSuite", "State": "panicked", "Failure": {"Message": "no"}}]}]`))
+	specs, err := Parse([]byte(`[{"SpecReports": [{"LeafNodeType": "BeforeSuite", "State": "panicked", "Failure": {"Message": "no"}}]}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := summarize(specs, nil); len(r.failed) != 1 || r.failed[0].name != "BeforeSuite" || r.unexpected(true) == "" {
+	if r := Summarize(specs, nil); len(r.Failed) != 1 || r.Failed[0].Name != "BeforeSuite" || r.Unexpected(true) == "" {
 		t.Errorf("got %+v", r)
 	}
-	if _, err := parseReport([]byte(`[]`)); err == nil {
+	if _, err := Parse([]byte(`[]`)); err == nil {
 		t.Error("an empty report is taken for a run")
 	}
 }
 
-func TestEveryExceptionHasAReason(t *testing.T) {
-	if _, err := loadExceptions(); err != nil {
-		t.Error(err)
+func TestAnExceptionWithoutAReasonIsRefused(t *testing.T) {
+	if _, err := LoadExceptions([]byte("- {spec: Image by digest, reason: offline}\n- {spec: Streaming}\n")); err == nil ||
+		err.Error() != "exceptions.yaml: entry 2 needs a spec and a reason" {
+		t.Errorf("got %v", err)
 	}
 }

@@ -1,0 +1,279 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/apiwatch"
+	"github.com/berth-io/berth/agent/kubeletapi"
+	"github.com/berth-io/berth/agent/kubeletapi/access"
+	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/mirror"
+	"github.com/berth-io/berth/agent/node"
+	"github.com/berth-io/berth/agent/objects"
+	"github.com/berth-io/berth/agent/podreport"
+	"github.com/berth-io/berth/agent/podsource"
+	"github.com/berth-io/berth/agent/stats"
+)
+
+// Cluster is how the agent belongs to a cluster.
+type Cluster struct {
+	Client kubernetes.Interface
+	// Events is where events go; its client has limits of its own, so that they
+	// hold up nothing else.
+	Events corev1.EventInterface
+	// Node is how it registers; Client, Name, Facts, Event and Log are filled in.
+	Node node.Config
+	// Facts are those of the node's facts that do not change while the agent
+	// runs: addresses, capacity, what the host is.
+	Facts node.Facts
+	// MaxImages are named in the node's status, all for -1 (nodeStatusMaxImages).
+	MaxImages int
+	// Objects is how ConfigMaps and Secrets are kept up to date; Client, Changed
+	// and Log are filled in.
+	Objects objects.Config
+	// API is the kubelet's, on port 10250.
+	API API
+	// Admit checks new pods.
+	Admit    *admit.Checker
+	Pressure Pressure
+}
+
+// API is how the kubelet's API is served. What the parts show is filled in.
+type API struct {
+	Server  kubeletapi.Config
+	Authn   access.AuthnConfig
+	Authz   access.AuthzConfig
+	Stats   stats.Config
+	Metrics metrics.Config
+}
+
+// cluster is the agent's side towards the API server.
+type cluster struct {
+	config    Cluster
+	nodeName  string
+	runtime   runtimeapi.RuntimeServiceClient
+	images    runtimeapi.ImageServiceClient
+	pods      *podsource.Source
+	node      *apiwatch.Set[*v1.Node]
+	services  *apiwatch.Set[*v1.Service]
+	classes   *apiwatch.Set[*nodev1.RuntimeClass]
+	objects   *objects.Store
+	report    *podreport.Reporter
+	mirror    *mirror.Reconciler
+	registrar *node.Registrar
+	events    record.EventBroadcaster
+	log       *slog.Logger
+	// nodeChanged receives when the node's object has changed; capacity one.
+	nodeChanged chan struct{}
+}
+
+// newCluster puts the parts together. What events are told to is made before:
+// everything tells events.
+func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster, error) {
+	k := &cluster{
+		events: events,
+		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
+		log: a.config.Log, nodeChanged: make(chan struct{}, 1),
+	}
+	core := c.Client.CoreV1().RESTClient()
+	k.pods = podsource.New(core, k.nodeName, k.log)
+	k.node = apiwatch.New(apiwatch.Config[*v1.Node]{
+		Client: core, Resource: "nodes", Selector: fields.OneTermEqualSelector("metadata.name", k.nodeName),
+		Example: &v1.Node{}, Changed: k.tellNode, Log: k.log,
+	})
+	k.services = apiwatch.New(apiwatch.Config[*v1.Service]{
+		Client: core, Resource: "services", Example: &v1.Service{}, Trim: trimService, Log: k.log,
+	})
+	k.classes = apiwatch.New(apiwatch.Config[*nodev1.RuntimeClass]{
+		Client: c.Client.NodeV1().RESTClient(), Resource: "runtimeclasses", Example: &nodev1.RuntimeClass{}, Log: k.log,
+	})
+	k.report = podreport.New(podreport.Config{Client: c.Client.CoreV1(), Pods: k.pods, Log: k.log})
+	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
+	c.Objects.Client, c.Objects.Log = c.Client, k.log
+	c.Objects.Changed = func(uid types.UID) { a.pods.ObjectsChanged(uid) }
+	var err error
+	if k.objects, err = objects.New(c.Objects); err != nil {
+		return nil, err
+	}
+	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
+	c.Node.Facts = func(ctx context.Context) node.Facts { return k.facts(ctx, a.pressure) }
+	c.Node.Object = func() (*v1.Node, bool) { return k.node.Get("", k.nodeName) }
+	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
+	k.registrar = node.New(c.Node)
+	return k, nil
+}
+
+// trimService leaves of a service what a pod is told of it.
+func trimService(s *v1.Service) {
+	s.Labels, s.Annotations, s.OwnerReferences, s.Finalizers = nil, nil, nil, nil
+	s.Status = v1.ServiceStatus{}
+	s.Spec = v1.ServiceSpec{ClusterIP: s.Spec.ClusterIP, Ports: s.Spec.Ports}
+}
+
+// run keeps up with the API server until ctx ends.
+func (k *cluster) run(ctx context.Context) error {
+	sink := k.events.StartRecordingToSink(&corev1.EventSinkImpl{Interface: k.config.Events})
+	defer k.events.Shutdown()
+	defer sink.Stop()
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range []func(context.Context) error{
+		k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+	} {
+		group.Go(func() error { return part(ctx) })
+	}
+	return group.Wait()
+}
+
+// follow watches the node's pods once the node itself and the services are
+// known: before that no pod could be admitted, and no container started.
+func (k *cluster) follow(ctx context.Context) error {
+	for _, known := range []<-chan struct{}{k.node.Synced(), k.services.Synced(), k.classes.Synced()} {
+		select {
+		case <-known:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return k.pods.Run(ctx)
+}
+
+// kubeletAPI puts the kubelet's API together.
+func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *metrics.Metrics, error) {
+	c := k.config.API
+	c.Server.Log, c.Stats.Log, c.Metrics.Log = k.log, k.log, k.log
+	authn, err := access.NewAuthenticator(c.Authn)
+	if err != nil {
+		return nil, nil, err
+	}
+	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
+	counted := metrics.New(k.runtime, measure, pods, c.Metrics)
+	counted.ObserveClients()
+	return kubeletapi.New(kubeletapi.Parts{
+		Pods: pods, Runtime: k.runtime, Stats: measure, Metrics: counted, Authn: authn, Authz: access.NewAuthorizer(c.Authz),
+	}, c.Server), counted, nil
+}
+
+// current is the node as last seen, with the allocatable resources of now. One
+// that is not registered yet is what it will register as.
+func (k *cluster) current() *v1.Node {
+	object, ok := k.node.Get("", k.nodeName)
+	if !ok {
+		object = &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.nodeName, Labels: k.config.Node.Labels}}
+	}
+	n := *object
+	n.Status.Capacity, n.Status.Allocatable = k.config.Facts.Capacity, k.config.Facts.Allocatable
+	return &n
+}
+
+func (k *cluster) tellNode() {
+	k.mirror.Poke()
+	select {
+	case k.nodeChanged <- struct{}{}:
+	default: // it is looked at anyway
+	}
+}
+
+// assign tells the runtime which pod subnets the cluster has given this node.
+func (k *cluster) assign(ctx context.Context) error {
+	var told []string
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-k.nodeChanged:
+		case <-again.C:
+		}
+		object, ok := k.node.Get("", k.nodeName)
+		if !ok || len(object.Spec.PodCIDRs) == 0 || slices.Equal(told, object.Spec.PodCIDRs) {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, runtimeTimeout)
+		_, err := k.runtime.UpdateRuntimeConfig(call, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: &runtimeapi.RuntimeConfig{
+			NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: strings.Join(object.Spec.PodCIDRs, ",")},
+		}})
+		cancel()
+		if err != nil {
+			k.log.Warn("the runtime does not know this node's pod subnets; it is told again", "err", err)
+			again.Reset(time.Second)
+			continue
+		}
+		told = object.Spec.PodCIDRs
+		k.registrar.Poke() // the network may be ready by now
+	}
+}
+
+// facts gathers what changes of a node.
+func (k *cluster) facts(ctx context.Context, p *pressure) node.Facts {
+	f := k.config.Facts
+	f.MemoryPressure, f.DiskPressure, f.PIDPressure = p.under(v1.NodeMemoryPressure), p.under(v1.NodeDiskPressure), p.under(v1.NodePIDPressure)
+	version, err := k.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		f.Info.ContainerRuntimeVersion = "unknown://Unknown"
+	} else {
+		f.Info.ContainerRuntimeVersion = version.GetRuntimeName() + "://" + version.GetRuntimeVersion()
+	}
+	status, err := k.runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if err != nil {
+		f.Problems = append(f.Problems, fmt.Sprintf("container runtime status check may not have completed yet: %v", err))
+		return f
+	}
+	f.Problems, f.Handlers, f.Features = node.Runtime(status)
+	if p != nil && p.stopper.ShuttingDown() {
+		f.Problems = append(f.Problems, "node is shutting down")
+	}
+	list, err := k.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		k.log.Warn("the node's images are not in its status", "err", err)
+		return f
+	}
+	f.Images = node.Images(list.GetImages(), k.config.MaxImages)
+	return f
+}
+
+func (k *cluster) mirrorState(a *Agent) mirror.State {
+	desired := a.source.Snapshot()
+	_, mirrors, complete := k.pods.Pods()
+	s := mirror.State{Static: desired.Set.Pods, Mirrors: mirrors, Complete: complete && desired.Complete}
+	if object, ok := k.node.Get("", k.nodeName); ok {
+		s.Node = object
+	}
+	return s
+}
+
+// Services returns the cluster's services.
+func (k *cluster) Services() ([]*v1.Service, error) {
+	list, synced := k.services.List()
+	if !synced {
+		return nil, errors.New("services have not yet been read at least once, cannot construct envvars")
+	}
+	return list, nil
+}
+
+// Handler returns the runtime handler of a RuntimeClass.
+func (k *cluster) Handler(name string) (string, error) {
+	class, ok := k.classes.Get("", name)
+	if !ok {
+		return "", fmt.Errorf("failed to get sandbox runtime: RuntimeClass.node.k8s.io %q not found", name)
+	}
+	return class.Handler, nil
+}

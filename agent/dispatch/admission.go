@@ -1,0 +1,132 @@
+package dispatch
+
+import (
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-io/berth/agent/disruption"
+	"github.com/berth-io/berth/agent/worker"
+)
+
+// admit returns the worker of a new pod. A rejected one gets a worker, too,
+// which never starts anything and says why. One for which others must end first
+// gets none yet. Starting are workers that are about to start. The caller
+// holds the lock.
+func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker {
+	uid := string(w.pod.UID)
+	d.told[uid] = w.pod
+	d.begun(w.pod)
+	made := func() *worker.Worker { return worker.New(d.config.Parts, d.config.Worker, w.pod, w.seen) }
+	if d.config.Admit == nil || leaving(w.pod) || d.runs(uid) {
+		return made()
+	}
+	decision := d.config.Admit(w.pod, d.active(starting))
+	if r := decision.Rejection; r != nil {
+		d.config.Parts.Events.Pod(w.pod, v1.EventTypeWarning, r.Reason, "%s", r.Message)
+		k := made()
+		k.Stop(worker.Disrupting(w.pod, disruption.Stop{Reason: r.Reason, Message: r.StatusMessage()}))
+		return k
+	}
+	if len(decision.Victims) == 0 {
+		return made()
+	}
+	for _, v := range decision.Victims {
+		d.disrupt(v.Pod, v.Stop)
+	}
+	d.held[uid] = w
+	return nil
+}
+
+// leaving tells whether a pod is not to start anyway.
+func leaving(pod *v1.Pod) bool {
+	return pod.DeletionTimestamp != nil || pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+}
+
+// runs tells whether the runtime has the pod already: one that was admitted by
+// an agent whose records are lost is not asked about again.
+func (d *Dispatcher) runs(uid string) bool {
+	o := d.config.Observations.Pod(uid)
+	return o.Sandbox() != nil
+}
+
+// active are the pods that were admitted and have not ended.
+func (d *Dispatcher) active(starting []*worker.Worker) []*v1.Pod {
+	var pods []*v1.Pod
+	add := func(w *worker.Worker) {
+		if pod := w.Pod(); pod.Status.Phase != v1.PodSucceeded && pod.Status.Phase != v1.PodFailed && !w.Settled() {
+			pods = append(pods, pod)
+		}
+	}
+	for _, w := range d.workers {
+		add(w)
+	}
+	for _, w := range starting {
+		add(w)
+	}
+	return pods
+}
+
+// disrupt asks a pod's worker to end it, and tells of it.
+func (d *Dispatcher) disrupt(pod *v1.Pod, s disruption.Stop) {
+	w := d.workers[string(pod.UID)]
+	if w == nil {
+		return
+	}
+	if s.Event != nil && !w.Stopping() {
+		d.config.Parts.Events.Pod(pod, v1.EventTypeWarning, s.Event.Reason, "%s", s.Event.Message)
+	}
+	w.Stop(worker.Disrupting(pod, s))
+}
+
+// Disrupt asks a pod to end as failed, for a reason of the node's. One that is
+// not here has ended.
+func (d *Dispatcher) Disrupt(uid types.UID, s disruption.Stop) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if w := d.workers[string(uid)]; w != nil {
+		d.disrupt(w.Pod(), s)
+	}
+}
+
+// Active are the pods that were admitted and have not ended.
+func (d *Dispatcher) Active() []*v1.Pod {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.active(nil)
+}
+
+// ByUID finds the worker of a pod; nil when there is none.
+func (d *Dispatcher) ByUID(uid types.UID) *worker.Worker {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.workers[string(uid)]
+}
+
+// Complete tells whether every source has reported, and every pod that the
+// host knows has its worker.
+func (d *Dispatcher) Complete() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.adopted
+}
+
+// roomMade tells Run that a pod has given back what it held.
+func (d *Dispatcher) roomMade() {
+	select {
+	case d.settled <- struct{}{}:
+	default: // it has not looked at the last one yet
+	}
+}
+
+// retryHeld asks again about the pods that others made room for.
+func (d *Dispatcher) retryHeld() (start []*worker.Worker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for uid, held := range d.held {
+		delete(d.held, uid)
+		if w := d.admit(held, start); w != nil {
+			start = append(start, w)
+		}
+	}
+	return start
+}

@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/dispatch"
+	"github.com/berth-io/berth/agent/disruption"
+	"github.com/berth-io/berth/agent/evict"
+	"github.com/berth-io/berth/agent/gc"
+	"github.com/berth-io/berth/agent/shutdown"
+	"github.com/berth-io/berth/agent/usage"
+)
+
+// Pressure is what the agent does when the node runs short of something, or
+// goes down.
+type Pressure struct {
+	Evict           evict.Config // Notifier, Changed and Log are filled in
+	Images          gc.ImagePolicy
+	Containers      gc.ContainerPolicy
+	ShutdownPeriods []shutdown.Period
+}
+
+// pressure keeps the node from running short.
+type pressure struct {
+	evict   *evict.Manager
+	collect *gc.Collector
+	stopper *shutdown.Stopper
+}
+
+func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, error) {
+	hierarchy, err := usage.FindHierarchy()
+	if err != nil {
+		return nil, err
+	}
+	images := runtimeapi.NewImageServiceClient(a.conn)
+	node := a.config.Node
+	meter := usage.New(usage.Config{
+		KubeletDir: node.KubeletDir, PodLogsDir: node.PodLogsDir, PodsCgroup: a.cgroups.PodsPath(), Cgroups: hierarchy,
+	}, a.runtime, images)
+	view := podsView{pods}
+	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
+	if out.collect, err = gc.New(gc.Config{
+		Images: p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
+		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir, Log: a.config.Log,
+	}, a.runtime, images, view, meter, a.events); err != nil {
+		return nil, fmt.Errorf("garbage collection: %w", err)
+	}
+	p.Evict.Notifier = evict.NewNotifier(evict.NotifyConfig{
+		Cgroups: hierarchy, PodsCgroup: a.cgroups.PodsPath(), Thresholds: p.Evict.Thresholds,
+	})
+	p.Evict.Changed, p.Evict.Log = a.cluster.registrar.Poke, a.config.Log
+	out.evict = evict.New(p.Evict, view, meter, out.collect, a.events)
+	return out, nil
+}
+
+// run watches the node until ctx ends. Nothing is collected before the agent
+// is in control: until then nobody knows whose what is.
+func (p *pressure) run(ctx context.Context, inControl <-chan struct{}) error {
+	select {
+	case <-inControl:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	ended := make(chan error, 2)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { ended <- p.evict.Run(ctx) }()
+	go func() { ended <- p.collect.Run(ctx) }()
+	err := <-ended
+	cancel()
+	<-ended
+	return err
+}
+
+// podsView is the pods as those see them who end and collect.
+type podsView struct{ *dispatch.Dispatcher }
+
+// Finished tells whether nothing of a pod runs and its volumes are gone.
+func (v podsView) Finished(uid types.UID) bool {
+	w := v.ByUID(uid)
+	return w == nil || w.Settled()
+}
+
+// Stop ends a pod as failed, for a reason of the node's.
+func (v podsView) Stop(uid types.UID, s disruption.Stop) { v.Disrupt(uid, s) }
+
+// Owner tells what the agent has to do with a pod.
+func (v podsView) Owner(uid types.UID) gc.Owner {
+	switch w := v.ByUID(uid); {
+	case w != nil && w.Settled():
+		return gc.Ended
+	case w != nil || !v.Complete():
+		return gc.Active
+	}
+	return gc.Nobody
+}
+
+// ImageVolumes are the images that pods have as volumes.
+func (v podsView) ImageVolumes() []string {
+	var out []string
+	for _, pod := range v.Pods() {
+		for i := range pod.Spec.Volumes {
+			if image := pod.Spec.Volumes[i].Image; image != nil {
+				out = append(out, image.Reference)
+			}
+		}
+	}
+	return out
+}
+
+// under tells what the node is short of.
+func (p *pressure) under(c v1.NodeConditionType) bool {
+	return p != nil && slices.Contains(p.evict.Pressure(), c)
+}

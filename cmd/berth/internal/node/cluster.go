@@ -1,0 +1,246 @@
+package node
+
+import (
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	certutil "k8s.io/client-go/util/cert"
+	cliflag "k8s.io/component-base/cli/flag"
+	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
+
+	"github.com/berth-io/berth/agent"
+	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/kubeletapi"
+	"github.com/berth-io/berth/agent/kubeletapi/access"
+	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/agent/metrics"
+	"github.com/berth-io/berth/agent/node"
+	"github.com/berth-io/berth/agent/objects"
+	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/resources/machine"
+	"github.com/berth-io/berth/agent/stats"
+)
+
+// newCluster connects to the kubelet's cluster; nil: there is none.
+func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Resources) (*agent.Cluster, error) {
+	if k == nil {
+		return nil, nil
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", k.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
+	}
+	rc.UserAgent = "berth/" + node.KubeletVersion
+	rc.ContentType, rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
+	rc.QPS, rc.Burst = float32(*k.KubeAPIQPS), int(k.KubeAPIBurst)
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
+	}
+	forEvents := rest.CopyConfig(rc) // with limits of its own
+	forEvents.QPS, forEvents.Burst = float32(*k.EventRecordQPS), int(k.EventBurst)
+	events, err := kubernetes.NewForConfig(forEvents)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
+	}
+	info, err := hostInfo()
+	if err != nil {
+		return nil, err
+	}
+	api, err := kubeletAPI(k, client, host, info)
+	if err != nil {
+		return nil, err
+	}
+	pressure, err := pressureSettings(k)
+	if err != nil {
+		return nil, err
+	}
+	checks, err := admission(k, info)
+	if err != nil {
+		return nil, err
+	}
+	labels := hostLabels(host.Name)
+	maps.Copy(labels, k.NodeLabels)
+	annotations := map[string]string{}
+	if *k.EnableControllerAttachDetach {
+		annotations["volumes.kubernetes.io/controller-managed-attach-detach"] = "true"
+	}
+	return &agent.Cluster{
+		Client: client, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
+		Node: node.Config{
+			Labels: labels, Annotations: annotations, Taints: k.RegisterWithTaints, Register: *k.RegisterNode, ProviderID: k.ProviderID,
+			Every: k.NodeStatusUpdateFrequency.Duration, Report: k.NodeStatusReportFrequency.Duration,
+			Lease: time.Duration(k.NodeLeaseDurationSeconds) * time.Second,
+		},
+		Facts: node.Facts{
+			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
+		},
+		Objects:  objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
+		API:      api,
+		Admit:    checks,
+		Pressure: pressure,
+	}, nil
+}
+
+// kubeletAPI is how the kubelet's API is served.
+func kubeletAPI(k *kubeletconfig.Config, client kubernetes.Interface, host podspec.Node, info v1.NodeSystemInfo) (agent.API, error) {
+	certificate, err := servingCertificate(k, host)
+	if err != nil {
+		return agent.API{}, err
+	}
+	minVersion, ciphers, err := tlsLimits(k)
+	if err != nil {
+		return agent.API{}, err
+	}
+	c := agent.API{
+		Server: kubeletapi.Config{
+			Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
+			HealthzBindAddress: k.HealthzBindAddress, HealthzPort: int(*k.HealthzPort),
+			Certificate: certificate, MinVersion: minVersion, CipherSuites: ciphers,
+			EnableDebuggingHandlers: *k.EnableDebuggingHandlers, EnableSystemLogHandler: *k.EnableSystemLogHandler,
+			EnableSystemLogQuery: k.EnableSystemLogQuery != nil && *k.EnableSystemLogQuery, EnableProfilingHandler: *k.EnableProfilingHandler,
+			EnableContentionProfiling: k.EnableContentionProfiling, EnableDebugFlagsHandler: *k.EnableDebugFlagsHandler,
+			KubeletConfig: &k.KubeletConfiguration, Version: node.KubeletVersion, KubeletDir: host.KubeletDir, LogDir: "/var/log",
+		},
+		Authn: access.AuthnConfig{
+			Anonymous: *k.Authentication.Anonymous.Enabled, ClientCAFile: k.Authentication.X509.ClientCAFile,
+			TokenTTL: k.Authentication.Webhook.CacheTTL.Duration,
+		},
+		Authz: access.AuthzConfig{
+			NodeName: host.Name, AllowTTL: k.Authorization.Webhook.CacheAuthorizedTTL.Duration,
+			DenyTTL: k.Authorization.Webhook.CacheUnauthorizedTTL.Duration,
+		},
+		Stats: stats.Config{NodeName: host.Name, KubeletDir: host.KubeletDir, PodLogsDir: host.PodLogsDir, DiskAge: k.VolumeStatsAggPeriod.Duration},
+		Metrics: metrics.Config{
+			NodeName: host.Name, Version: node.KubeletVersion, MachineID: info.MachineID, SystemUUID: info.SystemUUID, BootID: info.BootID,
+			CgroupVersion: cgroupVersion(),
+		},
+	}
+	if *k.Authentication.Webhook.Enabled {
+		c.Authn.Tokens = client.AuthenticationV1().TokenReviews()
+	}
+	if k.Authorization.Mode == kubeletv1beta1.KubeletAuthorizationModeWebhook {
+		c.Authz.Reviews = client.AuthorizationV1().SubjectAccessReviews()
+	}
+	return c, nil
+}
+
+func cgroupVersion() int {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return 2
+	}
+	return 1
+}
+
+// tlsLimits reads tlsMinVersion and tlsCipherSuites.
+func tlsLimits(k *kubeletconfig.Config) (minVersion uint16, suites []uint16, err error) {
+	if minVersion, err = cliflag.TLSVersion(k.TLSMinVersion); err != nil {
+		return 0, nil, fmt.Errorf("tlsMinVersion: %w", err)
+	}
+	if suites, err = cliflag.TLSCipherSuites(k.TLSCipherSuites); err != nil {
+		return 0, nil, fmt.Errorf("tlsCipherSuites: %w", err)
+	}
+	return minVersion, suites, nil
+}
+
+// servingCertificate is that of tlsCertFile, or one that the node signs itself.
+func servingCertificate(k *kubeletconfig.Config, host podspec.Node) (func() (*tls.Certificate, error), error) {
+	if k.TLSCertFile != "" {
+		return func() (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(k.TLSCertFile, k.TLSPrivateKeyFile)
+			return &c, err
+		}, nil
+	}
+	var ips []net.IP
+	for _, ip := range host.HostIPs {
+		ips = append(ips, net.ParseIP(ip))
+	}
+	cert, key, err := certutil.GenerateSelfSignedCertKey(host.Name, ips, nil)
+	if err != nil {
+		return nil, fmt.Errorf("make the serving certificate: %w", err)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("make the serving certificate: %w", err)
+	}
+	return func() (*tls.Certificate, error) { return &pair, nil }, nil
+}
+
+func admission(k *kubeletconfig.Config, info v1.NodeSystemInfo) (*admit.Checker, error) {
+	return admit.New(admit.Config{
+		AllowedUnsafeSysctls: k.AllowedUnsafeSysctls, KernelVersion: info.KernelVersion,
+		AppArmor: admit.AppArmorEnabled(), KubernetesVersion: node.KubeletVersion,
+	})
+}
+
+func hostLabels(name string) map[string]string {
+	return map[string]string{
+		v1.LabelHostname: name, v1.LabelOSStable: runtime.GOOS, v1.LabelArchStable: runtime.GOARCH,
+		"beta.kubernetes.io/os": runtime.GOOS, "beta.kubernetes.io/arch": runtime.GOARCH,
+	}
+}
+
+func addresses(host podspec.Node) []v1.NodeAddress {
+	var out []v1.NodeAddress
+	for _, ip := range host.HostIPs {
+		out = append(out, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
+	}
+	return append(out, v1.NodeAddress{Type: v1.NodeHostName, Address: host.Name})
+}
+
+// hostInfo is what the host says of itself.
+func hostInfo() (v1.NodeSystemInfo, error) {
+	boot, err := bootID()
+	if err != nil {
+		return v1.NodeSystemInfo{}, err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return v1.NodeSystemInfo{}, fmt.Errorf("ask the kernel for its version: %w", err)
+	}
+	return v1.NodeSystemInfo{
+		MachineID:       firstOf("/etc/machine-id", "/var/lib/dbus/machine-id"),
+		SystemUUID:      strings.ToLower(firstOf("/sys/class/dmi/id/product_uuid", "/proc/device-tree/vm,uuid", "/etc/machine-id")),
+		BootID:          boot,
+		KernelVersion:   unix.ByteSliceToString(uts.Release[:]),
+		OSImage:         osImage(),
+		KubeletVersion:  node.KubeletVersion,
+		OperatingSystem: runtime.GOOS,
+		Architecture:    runtime.GOARCH,
+	}, nil
+}
+
+// firstOf is the content of the first of the files that has some. A host that
+// has none of them has no such name.
+func firstOf(paths ...string) string {
+	for _, path := range paths {
+		if data, err := os.ReadFile(path); err == nil {
+			if text := strings.TrimRight(strings.TrimSpace(string(data)), "\x00"); text != "" {
+				return text
+			}
+		}
+	}
+	return ""
+}
+
+// osImage is the PRETTY_NAME of os-release(5).
+func osImage() string {
+	for line := range strings.Lines(firstOf("/etc/os-release", "/usr/lib/os-release")) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "PRETTY_NAME="); ok {
+			return strings.Trim(value, `"'`)
+		}
+	}
+	return "Unknown"
+}

@@ -1,0 +1,44 @@
+package node
+
+import (
+	"slices"
+
+	"github.com/berth-io/berth/agent"
+	"github.com/berth-io/berth/agent/evict"
+	"github.com/berth-io/berth/agent/gc"
+	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/agent/shutdown"
+)
+
+// pressureSettings are when pods are evicted and garbage is collected, and how
+// pods end when the host goes down.
+func pressureSettings(k *kubeletconfig.Config) (agent.Pressure, error) {
+	thresholds, err := evict.Settings{
+		Hard: k.EvictionHard, Soft: k.EvictionSoft, SoftGracePeriod: k.EvictionSoftGracePeriod, MinimumReclaim: k.EvictionMinimumReclaim,
+		MergeDefaults: k.MergeDefaultEvictionSettings != nil && *k.MergeDefaultEvictionSettings,
+		PodsEnforced:  slices.Contains(k.EnforceNodeAllocatable, "pods"),
+	}.Thresholds()
+	if err != nil {
+		return agent.Pressure{}, err
+	}
+	s := shutdown.Settings{GracePeriod: k.ShutdownGracePeriod.Duration, GracePeriodCriticalPods: k.ShutdownGracePeriodCriticalPods.Duration}
+	for _, p := range k.ShutdownGracePeriodByPodPriority {
+		s.ByPriority = append(s.ByPriority, shutdown.Period{Priority: p.Priority, Seconds: p.ShutdownGracePeriodSeconds})
+	}
+	periods, err := s.Periods()
+	if err != nil {
+		return agent.Pressure{}, err
+	}
+	return agent.Pressure{
+		Evict: evict.Config{
+			Thresholds: thresholds, Transition: k.EvictionPressureTransitionPeriod.Duration, MaxPodGrace: int64(k.EvictionMaxPodGracePeriod),
+			LocalStorage: k.LocalStorageCapacityIsolation == nil || *k.LocalStorageCapacityIsolation,
+		},
+		Images: gc.ImagePolicy{
+			HighPercent: int(*k.ImageGCHighThresholdPercent), LowPercent: int(*k.ImageGCLowThresholdPercent),
+			MinAge: k.ImageMinimumGCAge.Duration, MaxAge: k.ImageMaximumGCAge.Duration,
+		},
+		Containers:      gc.ContainerPolicy{MaxPerPodContainer: 1, MaxContainers: -1},
+		ShutdownPeriods: periods,
+	}, nil
+}

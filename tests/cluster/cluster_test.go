@@ -1,0 +1,93 @@
+package cluster_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-io/berth/tests/cluster"
+	"github.com/berth-io/berth/tests/harness"
+)
+
+// pods has a web server on each node, which says its host's name, and a service
+// of both.
+const pods = `apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80}]
+`
+
+const pod = `---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-%[1]s, labels: {app: web}}
+spec:
+  nodeSelector: {kubernetes.io/hostname: %[1]s}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: registry.test/busybox:1
+    command: [sh, -c, 'mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www']
+    readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
+`
+
+func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
+	if err := cluster.Missing(harness.Bin(t), cluster.Berth, cluster.Stock); err != nil {
+		if strings.Contains(os.Getenv("BERTH_TEST_REQUIRE"), "cluster") {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth}, {Kind: cluster.Stock}}})
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	kubectl := func(args ...string) string {
+		t.Helper()
+		out, err := c.Kubectl(ctx, args...)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return strings.TrimSpace(out)
+	}
+	manifest := t.TempDir() + "/pods.yaml"
+	if err := os.WriteFile(manifest, []byte(pods+fmt.Sprintf(pod, "n1")+fmt.Sprintf(pod, "n2")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	kubectl("apply", "-f", manifest)
+	kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/web-n1", "pod/web-n2")
+	for from, to := range map[string]string{"n1": "n2", "n2": "n1"} {
+		t.Run("from "+from, func(t *testing.T) {
+			address := kubectl("get", "pod", "web-"+to, "-o", "jsonpath={.status.podIP}")
+			if got := kubectl("exec", "web-"+from, "--", "wget", "-qO-", "-T5", "http://"+address); got != "web-"+to {
+				t.Errorf("the pod on %s says %q", to, got)
+			}
+			// Each of the service's pods answers within some tries.
+			script := "for i in $(seq 30); do wget -qO- -T5 http://web.default.svc.cluster.local || exit 1; done"
+			answers := kubectl("exec", "web-"+from, "--", "sh", "-c", script)
+			for _, name := range []string{"web-n1", "web-n2"} {
+				if !strings.Contains(answers, name) {
+					t.Errorf("the service never sends to %s: %s", name, strings.Join(strings.Fields(answers), " "))
+				}
+			}
+		})
+	}
+	kubectl("delete", "-f", manifest)
+	c.CheckNothingLeft(t)
+	t.Run("a cluster that is gone leaves nothing on the machine", func(t *testing.T) {
+		if err := cluster.Down(c.Config.Name); err != nil {
+			t.Fatal(err)
+		}
+		left, err := cluster.Left(c.Config.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) > 0 {
+			t.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+		}
+	})
+}

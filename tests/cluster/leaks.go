@@ -1,0 +1,87 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/leak"
+)
+
+// goneTimeout bounds how long pods may take to go once their namespaces are
+// being deleted.
+const goneTimeout = 2 * time.Minute
+
+func (n *Node) scope() leak.Scope {
+	c := n.berth()
+	return leak.Scope{
+		Dirs:       []string{c.RunDir, c.RootDir, c.KubeletDir, c.PodLogsDir, c.ContainerLogsDir},
+		NetNS:      "/run/netns/" + n.c.netns(n.Name),
+		CgroupRoot: n.CgroupRoot(),
+	}
+}
+
+// remember notes what Berth's nodes have before the test's first pod.
+func (c *Cluster) remember() error {
+	for _, n := range c.Nodes {
+		if n.Kind != Berth {
+			continue // a stock node's leaks are not ours to find
+		}
+		s, err := leak.Take(n.scope())
+		if err != nil {
+			return err
+		}
+		c.before[n.Name] = s
+	}
+	return nil
+}
+
+// CheckNothingLeft fails the test when anything of a pod is still on a Berth
+// node shortly after the last pod outside kube-system is gone, for which it
+// waits.
+func (c *Cluster) CheckNothingLeft(t harness.TB) {
+	t.Helper()
+	err := c.eventually(context.Background(), goneTimeout, nil, func(ctx context.Context) error {
+		pods, err := c.Client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "metadata.namespace!=" + metav1.NamespaceSystem})
+		if err != nil {
+			return err
+		}
+		if len(pods.Items) > 0 {
+			return fmt.Errorf("%d pods are there, %s/%s among them", len(pods.Items), pods.Items[0].Namespace, pods.Items[0].Name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("pods do not go: %v", err)
+		return
+	}
+	for _, n := range c.Nodes {
+		if before, ok := c.before[n.Name]; ok {
+			n.checkNothingLeft(t, before)
+		}
+	}
+}
+
+func (n *Node) checkNothingLeft(t harness.TB, before leak.Snapshot) {
+	t.Helper()
+	allowed := append(n.berth().Residue(), leak.Allowed{
+		Kind: "rule", Pattern: `table ip6? kube-proxy.*`, Reason: "kube-proxy's, as services come and go",
+	})
+	var left []leak.Item
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		after, err := leak.Take(n.scope())
+		if err != nil {
+			t.Fatalf("leak check: %v", err)
+		}
+		if left = leak.Diff(before, after, allowed); len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+	}
+	t.Errorf("left behind by %s:\n%s", n.Name, leak.Format(left))
+}
