@@ -14,7 +14,8 @@ import (
 func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
 	var d admit.Decision
 	a.ledger.Admit(pod, func(counted []*v1.Pod) bool {
-		d = a.check(pod, together(counted, others))
+		all := together(counted, others)
+		d = a.check(pod, all, func(pod *v1.Pod) *admit.Rejection { return a.exclusive.allocate(pod, all) })
 		return d.Rejection == nil && len(d.Victims) == 0
 	})
 	return d
@@ -22,7 +23,7 @@ func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
 
 // fits tells whether a pod that wants other resources has room.
 func (a *Agent) fits(pod *v1.Pod, others []*v1.Pod) (message string, ok bool) {
-	d := a.check(pod, others)
+	d := a.check(pod, others, nil)
 	switch {
 	case d.Rejection != nil:
 		return d.Rejection.Message, false
@@ -32,10 +33,11 @@ func (a *Agent) fits(pod *v1.Pod, others []*v1.Pod) (message string, ok bool) {
 	return "", true
 }
 
-func (a *Agent) check(pod *v1.Pod, others []*v1.Pod) admit.Decision {
+func (a *Agent) check(pod *v1.Pod, others []*v1.Pod, allocate func(*v1.Pod) *admit.Rejection) admit.Decision {
 	return a.config.Cluster.Admit.Check(admit.Input{
-		Pod: pod, Others: others, Node: a.cluster.current(),
+		Pod: pod, Others: others, Node: a.cluster.current(a.exclusive),
 		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
+		Allocate: allocate,
 	})
 }
 

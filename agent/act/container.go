@@ -152,7 +152,15 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}
-	return podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
+	config, err := podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
+	if err != nil || a.Exclusive == nil {
+		return config, err
+	}
+	if err := a.Exclusive.PreStart(ctx, pod.Pod, s.Container); err != nil {
+		return nil, err
+	}
+	a.Exclusive.Apply(pod.Pod, s.Container, config)
+	return config, nil
 }
 
 // mountSources makes the files that a container mounts beside its volumes.
@@ -280,6 +288,9 @@ func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id st
 		return asError("RunContainerError", err)
 	}
 	failpoint.Hit("agent/container-started")
+	if a.Exclusive != nil {
+		a.Exclusive.Poke()
+	}
 	a.tell(pod, s, v1.EventTypeNormal, "Started", "Container started")
 	return nil
 }

@@ -28,6 +28,9 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.ImageID = cur.ImageRef
 	s.Resources = resources(in, spec, cur)
 	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
+	if in.Health != nil {
+		s.AllocatedResourcesStatus = in.Health(string(in.Pod.UID), spec.Name)
+	}
 	if cur.Image != "" {
 		s.Image = cur.Image
 	}

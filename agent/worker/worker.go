@@ -72,6 +72,8 @@ type Config struct {
 	HostIPs     []string
 	RuntimeName string
 	BootID      string
+	// Health tells of the devices of a container; nil: nobody knows of any.
+	Health func(podUID, container string) []v1.ResourceStatus
 	// Report is called after the pod's status changed, or Settled did. It must
 	// not wait for anything; nil: nobody wants to know.
 	Report func(Report)
