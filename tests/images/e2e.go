@@ -97,9 +97,9 @@ func (b *Builder) addAgnhost(out map[string]v1.Image, tools v1.Layer) error {
 		return err
 	}
 	programs := newTree()
-	for path, program := range map[string]string{"agnhost": "agnhost", "coredns": "coredns"} {
-		if err := programs.host(path, filepath.Join(b.Peers, program)); err != nil {
-			return fmt.Errorf("%w (made by: make e2e)", err)
+	for _, name := range []string{"agnhost", "coredns", "localhost.crt", "localhost.key"} {
+		if err := programs.host(name, filepath.Join(b.Peers, name)); err != nil {
+			return fmt.Errorf("%w (made by: make e2e-images)", err)
 		}
 	}
 	programs.symlink("agnhost-2", "agnhost")
