@@ -32,6 +32,7 @@ import (
 
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
@@ -97,6 +98,7 @@ type Agent struct {
 	checkpoint *checkpoint.Store
 	pods       *dispatch.Dispatcher // nil before Run
 	cluster    *cluster             // nil: there is none
+	ledger     *allocation.Ledger   // nil without a cluster
 	pressure   *pressure            // nil before Run, and without a cluster
 	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
@@ -145,14 +147,21 @@ func New(c Config) (*Agent, error) {
 		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
 			return nil, err
 		}
+		a.ledger = allocation.NewLedger(allocation.Config{Fits: a.fits})
 		sources = objects.BySource{File: sources, API: a.cluster.objects}
 	}
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
+	puller := images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{})
+	if a.cluster != nil {
+		if puller, err = a.cluster.puller(a, sources); err != nil {
+			return nil, err
+		}
+	}
 	parts := act.Parts{
 		Sandboxes: a.runtime, Containers: a.runtime,
-		Images:  images.New(runtimeapi.NewImageServiceClient(a.conn), a.events),
+		Images:  puller,
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
@@ -202,7 +211,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
 	d := dispatch.New(dispatch.Config{
-		Parts: worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint},
+		Parts: a.workerParts(),
 		Worker: worker.Config{
 			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
@@ -221,6 +230,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
+		if err := a.cluster.recover(ctx); err != nil {
+			return err
+		}
 		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
 			return err
 		}
@@ -261,20 +273,21 @@ func (a *Agent) reporter() func(worker.Report) {
 	return a.cluster.report.Report
 }
 
+// workerParts are what workers share.
+func (a *Agent) workerParts() worker.Parts {
+	p := worker.Parts{Actor: a.actor, Observations: a.observed, Events: a.events, Checkpoints: a.checkpoint}
+	if a.cluster != nil {
+		p.Allocations = a.ledger
+	}
+	return p
+}
+
 // admit decides about new pods; nil: all of them may start.
 func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	if a.cluster == nil {
 		return nil
 	}
 	return a.admitted
-}
-
-// admitted decides about a new pod.
-func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
-	return a.config.Cluster.Admit.Check(admit.Input{
-		Pod: pod, Others: others, Node: a.cluster.current(),
-		Pressure: a.pressure.evict.Pressure(), ShuttingDown: a.pressure.stopper.ShuttingDown(),
-	})
 }
 
 // begun is told of pods that are about to start, or that have changed.

@@ -22,6 +22,8 @@ import (
 
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
+	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/kubeletapi/access"
 	"github.com/berth-io/berth/agent/metrics"
@@ -31,11 +33,16 @@ import (
 	"github.com/berth-io/berth/agent/podreport"
 	"github.com/berth-io/berth/agent/podsource"
 	"github.com/berth-io/berth/agent/stats"
+	"github.com/berth-io/berth/csi/volume"
 )
 
 // Cluster is how the agent belongs to a cluster.
 type Cluster struct {
 	Client kubernetes.Interface
+	// Identity keeps what Client and API.Server show of the node valid.
+	Identity Identity
+	// Images is how images are pulled, and for whom.
+	Images Images
 	// Events is where events go; its client has limits of its own, so that they
 	// hold up nothing else.
 	Events corev1.EventInterface
@@ -54,6 +61,20 @@ type Cluster struct {
 	// Admit checks new pods.
 	Admit    *admit.Checker
 	Pressure Pressure
+}
+
+// Identity is the node's certificates.
+type Identity interface {
+	// Run gets and renews them until ctx ends.
+	Run(ctx context.Context) error
+}
+
+// Images is how images are pulled for the pods of a cluster. What is left out
+// is filled in.
+type Images struct {
+	Pulls       images.Config
+	Credentials credentials.Config
+	Records     credentials.RecordsConfig
 }
 
 // API is how the kubelet's API is served. What the parts show is filled in.
@@ -76,6 +97,7 @@ type cluster struct {
 	services  *apiwatch.Set[*v1.Service]
 	classes   *apiwatch.Set[*nodev1.RuntimeClass]
 	objects   *objects.Store
+	records   *credentials.Records
 	report    *podreport.Reporter
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
@@ -135,11 +157,39 @@ func (k *cluster) run(ctx context.Context) error {
 	defer sink.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
-		k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+		k.config.Identity.Run, k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
 	} {
 		group.Go(func() error { return part(ctx) })
 	}
 	return group.Wait()
+}
+
+// puller pulls images with the credentials of pods and node.
+func (k *cluster) puller(a *Agent, sources volume.Objects) (*images.Puller, error) {
+	c := k.config.Images
+	c.Credentials.Secrets, c.Credentials.Tokens, c.Credentials.Event, c.Credentials.Log = sources, k.objects.Tokens(), a.tell, k.log
+	c.Credentials.ServiceAccount = func(ctx context.Context, namespace, name string) (*v1.ServiceAccount, error) {
+		return k.config.Client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
+	}
+	keys, err := credentials.New(c.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	c.Records.Log = k.log
+	if k.records, err = credentials.OpenRecords(c.Records); err != nil {
+		return nil, err
+	}
+	c.Pulls.Credentials, c.Pulls.Records = keys, k.records
+	return images.New(k.images, a.events, c.Pulls), nil
+}
+
+// recover takes up what pulls before this agent have left of their records.
+func (k *cluster) recover(ctx context.Context) error {
+	list, err := k.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return fmt.Errorf("list images to look at the records of their pulls: %w", err)
+	}
+	return k.records.Recover(list.GetImages())
 }
 
 // follow watches the node's pods once the node itself and the services are

@@ -45,7 +45,7 @@ func BenchmarkAPodsLife(b *testing.B) {
 	d = dispatch.New(dispatch.Config{
 		Parts: worker.Parts{
 			Actor: act.New(act.Parts{
-				Sandboxes: r, Containers: r, Images: images.New(r, events), Volumes: &fakehost.Volumes{},
+				Sandboxes: r, Containers: r, Images: images.New(r, events, images.Config{}), Volumes: &fakehost.Volumes{},
 				Objects: fakehost.NoObjects{}, Cgroups: &fakehost.Cgroups{}, Hooks: &fakehost.Hooks{}, Events: events,
 			}, act.Config{
 				Node:     podspec.Node{PodLogsDir: filepath.Join(dir, "logs"), KubeletDir: filepath.Join(dir, "kubelet")},

@@ -77,7 +77,7 @@ func (w *world) startAgent() {
 	w.d = dispatch.New(dispatch.Config{
 		Parts: worker.Parts{
 			Actor: act.New(act.Parts{
-				Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, events), Volumes: w.volumes,
+				Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, events, images.Config{}), Volumes: w.volumes,
 				Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: &fakehost.Hooks{}, Events: events,
 			}, act.Config{Node: node, Parallel: 4, RuntimeTimeout: 2 * time.Minute, Log: log}),
 			Observations: store, Events: events, Checkpoints: kept,

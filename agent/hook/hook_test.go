@@ -83,6 +83,8 @@ func TestHTTPHandler(t *testing.T) {
 			"LifecycleHTTPFallback: request to HTTPS lifecycle hook HOST got HTTP response, retry with HTTP succeeded"},
 		{"nobody there", gone, v1.HTTPGetAction{Path: "/x"}, "127.0.0.1", "HTTP lifecycle hook (/x) " + of + ` - error: Get "http://HOST/x": dial tcp HOST: connect: connection refused`, ""},
 		{"a pod without an address", plain, v1.HTTPGetAction{Path: "/x"}, "", "HTTP lifecycle hook (/x) " + of + " - error: failed to find networking container", ""},
+		{"a host of its own, a named port and headers", plain, v1.HTTPGetAction{Path: "/x?q=1", Host: "localhost", Port: intstr.FromString("web"),
+			HTTPHeaders: []v1.HTTPHeader{{Name: "x-lower", Value: "1"}, {Name: "X-Lower", Value: "2"}, {Name: "host", Value: "example.org"}, {Name: "Accept", Value: ""}}}, "", "", ""},
 		{"a port that does not exist", plain, v1.HTTPGetAction{Path: "/x", Port: intstr.FromString("db")}, "127.0.0.1", `container app has no port named "db"`, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -100,7 +102,12 @@ func TestHTTPHandler(t *testing.T) {
 			var event string
 			r := New(Config{Event: func(_ *v1.Pod, _, reason, message string) { event = reason + ": " + message }})
 			seen = nil
-			_, err = r.Run(t.Context(), testPod(), &v1.Container{Name: "app"}, &v1.LifecycleHandler{HTTPGet: &tt.action}, "c1", tt.podIP)
+			port, err := strconv.Atoi(u.Port())
+			if err != nil {
+				t.Fatal(err)
+			}
+			app := &v1.Container{Name: "app", Ports: []v1.ContainerPort{{Name: "web", ContainerPort: int32(port)}}}
+			_, err = r.Run(t.Context(), testPod(), app, &v1.LifecycleHandler{HTTPGet: &tt.action}, "c1", tt.podIP)
 			host := func(s string) string { return strings.ReplaceAll(s, "HOST", u.Host) }
 			if (err == nil) != (tt.err == "") || !strings.Contains(text(err), host(tt.err)) {
 				t.Errorf("error %v, want %s", err, host(tt.err))
@@ -113,6 +120,9 @@ func TestHTTPHandler(t *testing.T) {
 			}
 			if seen == nil || seen.UserAgent() != "kube-lifecycle/1.36" {
 				t.Fatalf("request %+v", seen)
+			}
+			if tt.action.Host != "" && (seen.Host != "example.org" || len(seen.Header["X-Lower"]) != 2 || seen.Header["Accept"] != nil || seen.URL.RawQuery != "q=1") {
+				t.Errorf("request to %s %s with the headers %v", seen.Host, seen.URL, seen.Header)
 			}
 			if tt.event != "" && (seen.Header.Get("Authorization") != "" || seen.Header.Get("X-A") != "a") {
 				t.Errorf("the plain request has the headers %v", seen.Header)
@@ -146,6 +156,10 @@ func TestSleepHandler(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+		began = time.Now()
+		if _, err := r.Run(ctx, testPod(), &v1.Container{Name: "app"}, &v1.LifecycleHandler{Sleep: &v1.SleepAction{}}, "c1", ""); err != nil || time.Since(began) != 0 {
+			t.Errorf("slept %s for nothing, %v", time.Since(began), err)
+		}
 		_, err := r.Run(ctx, testPod(), &v1.Container{Name: "app"}, handler, "c1", "")
 		if want := "Sleep lifecycle hook (5) " + of + " - error: container terminated before sleep hook finished: context deadline exceeded"; text(err) != want {
 			t.Errorf("error %v, want %s", err, want)

@@ -55,11 +55,11 @@ func TestPullPolicies(t *testing.T) {
 	}{
 		{v1.PullIfNotPresent, true, true, "", []string{"Pulled"}, 0},
 		{v1.PullIfNotPresent, false, true, "", []string{"Pulling", "Pulled"}, 1},
-		{v1.PullIfNotPresent, false, false, "ErrImagePull", []string{"Pulling", "Failed"}, 1},
+		{v1.PullIfNotPresent, false, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1},
 		{v1.PullAlways, true, true, "", []string{"Pulling", "Pulled"}, 1},
-		{v1.PullAlways, true, false, "ErrImagePull", []string{"Pulling", "Failed"}, 1},
+		{v1.PullAlways, true, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1},
 		{v1.PullNever, true, true, "", []string{"Pulled"}, 0},
-		{v1.PullNever, false, true, "ErrImageNeverPull", []string{"ErrImageNeverPull"}, 0},
+		{v1.PullNever, false, true, "ErrImageNeverPull", []string{"ErrImageNeverPull", "Failed"}, 0},
 	} {
 		t.Run(fmt.Sprintf("%s, present %v, offered %v", c.policy, c.present, c.offered), func(t *testing.T) {
 			r, events := fakecri.New(), &told{}
@@ -69,7 +69,7 @@ func TestPullPolicies(t *testing.T) {
 			if c.offered {
 				r.Offers("busybox")
 			}
-			image, err := images.New(r, events).Ensure(t.Context(), request(c.policy))
+			image, err := images.New(r, events, images.Config{}).Ensure(t.Context(), request(c.policy))
 			var known *images.Error
 			switch {
 			case c.reason == "" && (err != nil || image.GetSpec().GetImage() != "busybox"):
@@ -90,7 +90,7 @@ func TestPullPolicies(t *testing.T) {
 func TestAFailedPullIsBackedOffAndForgottenWithThePod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, events := fakecri.New(), &told{}
-		p := images.New(r, events)
+		p := images.New(r, events, images.Config{})
 		try := func() *images.Error {
 			t.Helper()
 			var known *images.Error
@@ -107,7 +107,7 @@ func TestAFailedPullIsBackedOffAndForgottenWithThePod(t *testing.T) {
 			}
 			time.Sleep(time.Until(first.RetryAt))
 			then := try()
-			if then.Reason != "ImagePullBackOff" || then.Message != `Back-off pulling image "busybox": busybox: not found` {
+			if then.Reason != "ImagePullBackOff" || then.Message != `Back-off pulling image "busybox": ErrImagePull: busybox: not found` {
 				t.Fatalf("%s: %s", then.Reason, then.Message)
 			}
 			if got := then.RetryAt.Sub(failed); got != delay*time.Second {
@@ -132,7 +132,7 @@ func TestAStopInterruptsAPullAndIsNobodysFailure(t *testing.T) {
 			r, events := fakecri.New(), &told{}
 			r.Offers("busybox")
 			release := r.Hang(method, "")
-			p := images.New(r, events)
+			p := images.New(r, events, images.Config{})
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error)
 			go func() {
@@ -159,7 +159,7 @@ func TestARuntimeThatCannotSayIsAskedAgain(t *testing.T) {
 	r := fakecri.New()
 	defer r.Fail("ImageStatus", "", status.Error(codes.Unavailable, "away"))()
 	var known *images.Error
-	if _, err := images.New(r, &told{}).Ensure(t.Context(), request(v1.PullIfNotPresent)); !errors.As(err, &known) || known.Reason != "ImageInspectError" {
+	if _, err := images.New(r, &told{}, images.Config{}).Ensure(t.Context(), request(v1.PullIfNotPresent)); !errors.As(err, &known) || known.Reason != "ImageInspectError" {
 		t.Errorf("error %v", err)
 	}
 }
@@ -170,7 +170,7 @@ func TestTheTimeOfAPullIsToldToWhoAsked(t *testing.T) {
 	var began, done int
 	req := request(v1.PullIfNotPresent)
 	req.Pulling = func() func(error) { began++; return func(error) { done++ } }
-	p := images.New(r, &told{})
+	p := images.New(r, &told{}, images.Config{})
 	for range 2 { // the second finds the image
 		if _, err := p.Ensure(t.Context(), req); err != nil {
 			t.Fatal(err)

@@ -85,8 +85,19 @@ func Default() *Config {
 // authorization are off. Errors name the flag, or the file and the field. Where
 // Help or Version is asked for, nothing else is read.
 func Load(args []string) (*Config, error) {
+	base := newConfig()
+	setLegacyDefaults(&base.KubeletConfiguration)
+	return loadFrom(base, args)
+}
+
+// LoadOver is Load for who names files elsewhere than on a kubelet's command
+// line: without a --config file it starts from Default.
+func LoadOver(args []string) (*Config, error) { return loadFrom(Default(), args) }
+
+// loadFrom starts from base where there is no --config file.
+func loadFrom(base *Config, args []string) (*Config, error) {
 	c := newConfig()
-	setLegacyDefaults(&c.KubeletConfiguration)
+	c.KubeletConfiguration = *base.DeepCopy()
 	used, err := c.parse(args)
 	if err != nil {
 		return nil, err
@@ -94,14 +105,11 @@ func Load(args []string) (*Config, error) {
 	if c.Help || c.Version != "" {
 		return c, nil
 	}
-	base := newConfig()
 	if c.ConfigFile != "" {
-		base.EvictionHard = defaultEvictionHard()
+		base = Default()
 		if err := c.loadFile(c.ConfigFile); err != nil {
 			return nil, err
 		}
-	} else {
-		setLegacyDefaults(&base.KubeletConfiguration)
 	}
 	if c.ConfigDir != "" {
 		if err := c.loadDropIns(c.ConfigDir); err != nil {

@@ -131,7 +131,9 @@ func flagWarnings(used []string) []string {
 // KubeletConfiguration has the field's path as its text.
 func Usage() string {
 	var seccomp bool
-	return newFlagSet(newConfig(), &seccomp).FlagUsagesWrapped(2)
+	c := newConfig()
+	setLegacyDefaults(&c.KubeletConfiguration)
+	return newFlagSet(c, &seccomp).FlagUsagesWrapped(2)
 }
 
 // versionValue is a flag as k8s.io/component-base/version/verflag has it.

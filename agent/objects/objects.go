@@ -15,7 +15,6 @@
 //	polled.go     one object, by asking again
 //	tokens.go     service account tokens
 //	bundles.go    trust bundles
-//	services.go   services, for the environment of containers
 //	local.go      manifests, and which pod has which objects
 package objects
 

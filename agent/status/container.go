@@ -26,7 +26,8 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.RestartCount = int32(cur.Attempt)
 	s.ContainerID = in.RuntimeName + "://" + cur.ID
 	s.ImageID = cur.ImageRef
-	s.Resources, s.AllocatedResources = resources(in, spec, cur), spec.Resources.Requests
+	s.Resources = resources(in, spec, cur)
+	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
 	if cur.Image != "" {
 		s.Image = cur.Image
 	}

@@ -96,7 +96,7 @@ func (w *world) startAgent() {
 		PodLogsDir: filepath.Join(w.dir, "logs"), KubeletDir: filepath.Join(w.dir, "kubelet"),
 	}
 	actor := act.New(act.Parts{
-		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events),
+		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events, images.Config{}),
 		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
 	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
 	fits := w.fits

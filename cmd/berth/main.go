@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/berth-io/berth/cmd/berth/internal/cli"
 )
@@ -14,7 +15,12 @@ import (
 var version = "unknown"
 
 func main() {
-	err := cli.New(version).Execute()
+	root := cli.New(version)
+	// Installed as /usr/bin/kubelet, it is one: kubeadm and the unit call it so.
+	if filepath.Base(os.Args[0]) == "kubelet" {
+		root.SetArgs(append([]string{"kubelet"}, os.Args[1:]...))
+	}
+	err := root.Execute()
 	if err == nil {
 		return
 	}

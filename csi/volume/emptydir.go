@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	apiresource "k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/component-helpers/resource"
@@ -27,9 +28,11 @@ func (e emptyDir) setUp(_ context.Context, r request) (Mounted, error) {
 			return Mounted{}, fmt.Errorf("emptyDir: %w", err)
 		}
 	case strings.HasPrefix(string(medium), string(v1.StorageMediumHugePages)):
-		return Mounted{}, fmt.Errorf("emptyDir: medium %s is not supported: use Memory or leave it out", medium)
+		if err := r.hugePages(medium); err != nil {
+			return Mounted{}, fmt.Errorf("emptyDir: %w", err)
+		}
 	default:
-		return Mounted{}, fmt.Errorf("emptyDir: unknown medium %q: use Memory or leave it out", medium)
+		return Mounted{}, fmt.Errorf("emptyDir: unknown storage medium %q: use Memory, HugePages, HugePages-<size> or leave it out", medium)
 	}
 	return Mounted{HostPath: r.dir}, nil
 }
@@ -41,17 +44,102 @@ func (r request) tmpfs(size int64) error {
 	if err := makeDir(r.dir, nil); err != nil {
 		return err
 	}
-	var options []string
+	options := r.groupOptions()
 	if size > 0 {
 		options = append(options, "size="+strconv.FormatInt(size, 10))
-	}
-	if group := r.pod.fsGroup(); group != nil {
-		options = append(options, "mode=3777", "gid="+strconv.FormatInt(*group, 10))
 	}
 	m := r.manager
 	return m.mounts.make(m.podDir(string(r.pod.UID)), r.dir, "tmpfs", r.at, func() error {
 		return m.mounts.tmpfs(r.dir, options)
 	})
+}
+
+func (r request) groupOptions() []string {
+	if group := r.pod.fsGroup(); group != nil {
+		return []string{"mode=3777", "gid=" + strconv.FormatInt(*group, 10)}
+	}
+	return []string{"mode=1777"}
+}
+
+// hugePages mounts memory in huge pages at the volume's directory. How much of
+// it there is, is the pod's limit in its cgroup.
+func (r request) hugePages(medium v1.StorageMedium) error {
+	size, err := hugePageSize(medium, r.pod.Pod)
+	if err != nil {
+		return err
+	}
+	if err := makeDir(r.dir, nil); err != nil {
+		return err
+	}
+	options := append(r.groupOptions(), "pagesize="+strconv.FormatInt(size, 10))
+	err = r.manager.mounts.make(r.manager.podDir(string(r.pod.UID)), r.dir, "hugetlbfs", r.at, func() error {
+		return unix.Mount("nodev", r.dir, "hugetlbfs", 0, strings.Join(options, ","))
+	})
+	var st unix.Stat_t
+	if err == nil && r.pod.fsGroup() != nil {
+		err = unix.Stat(r.dir, &st)
+	}
+	if err != nil || r.pod.fsGroup() == nil || st.Mode&unix.S_ISGID != 0 {
+		return err
+	}
+	// This file system drops the setgid bit of its option mode.
+	return chmod(r.dir, 0o3777)
+}
+
+// hugePageSize is the size of the pages of a medium, in bytes: the one it names,
+// or else the only one that the pod has; the pod must request pages of that size
+// (pkg/volume/emptydir, getPageSizeMountOption).
+func hugePageSize(medium v1.StorageMedium, pod *v1.Pod) (int64, error) {
+	var wanted int64 // zero: what the pod has
+	if name, ok := strings.CutPrefix(string(medium), string(v1.StorageMediumHugePagesPrefix)); ok {
+		size, err := apiresource.ParseQuantity(name)
+		if err != nil || size.Value() <= 0 {
+			return 0, fmt.Errorf("medium %s: %q is no page size", medium, name)
+		}
+		wanted = size.Value()
+	} else if medium != v1.StorageMediumHugePages {
+		return 0, fmt.Errorf("unknown storage medium %q: use Memory, HugePages, HugePages-<size> or leave it out", medium)
+	}
+	var found int64
+	for name := range hugePageRequests(pod) {
+		size, err := apiresource.ParseQuantity(strings.TrimPrefix(string(name), v1.ResourceHugePagesPrefix))
+		if err != nil {
+			return 0, fmt.Errorf("resource %s: %w", name, err)
+		}
+		switch {
+		case wanted != 0 && size.Value() != wanted:
+		case found != 0 && found != size.Value():
+			return 0, fmt.Errorf("medium: %s can't be used if container requests multiple huge page sizes", medium)
+		default:
+			found = size.Value()
+		}
+	}
+	if found == 0 {
+		return 0, fmt.Errorf("medium %s: hugePages storage requested, but there is no resource request for huge pages", medium)
+	}
+	return found, nil
+}
+
+// hugePageRequests are the kinds of huge pages that a pod or one of its
+// containers requests.
+func hugePageRequests(pod *v1.Pod) map[v1.ResourceName]bool {
+	kinds := map[v1.ResourceName]bool{}
+	add := func(requests v1.ResourceList) {
+		for name := range requests {
+			if strings.HasPrefix(string(name), v1.ResourceHugePagesPrefix) {
+				kinds[name] = true
+			}
+		}
+	}
+	if pod.Spec.Resources != nil {
+		add(pod.Spec.Resources.Requests)
+	}
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			add(list[i].Resources.Requests)
+		}
+	}
+	return kinds
 }
 
 // memorySize bounds a volume in memory as the kubelet does: by the smallest of

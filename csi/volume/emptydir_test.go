@@ -3,6 +3,7 @@ package volume
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -122,9 +123,7 @@ func TestMemoryMediumBelongsToFSGroup(t *testing.T) {
 
 func TestUnsupportedMediumIsRefusedByName(t *testing.T) {
 	e := newEnv(t)
-	e.fails(newPod(emptyDirOf(v1.StorageMediumHugePages, "")), `volume "scratch": emptyDir: medium HugePages is not supported: use Memory or leave it out`)
-	e.fails(newPod(emptyDirOf("HugePages-2Mi", "")), `volume "scratch": emptyDir: medium HugePages-2Mi is not supported: use Memory or leave it out`)
-	e.fails(newPod(emptyDirOf("Tape", "")), `volume "scratch": emptyDir: unknown medium "Tape": use Memory or leave it out`)
+	e.fails(newPod(emptyDirOf("Tape", "")), `volume "scratch": emptyDir: unknown storage medium "Tape": use Memory, HugePages, HugePages-<size> or leave it out`)
 	if left, err := filepath.Glob(e.root + "/kubelet/pods/*"); err != nil || len(left) > 0 {
 		t.Errorf("a refused volume left %v, %v", left, err)
 	}
@@ -165,4 +164,69 @@ func TestVolumesThatWorkAreReadyAlthoughOthersFail(t *testing.T) {
 		t.Errorf("%d mounts for a secret that is not there", n)
 	}
 	e.tearDown(pod)
+}
+
+// withHugePages gives the pod containers that request huge pages.
+func withHugePages(pod Pod, sizes ...string) Pod {
+	for i, size := range sizes {
+		name := v1.ResourceName(v1.ResourceHugePagesPrefix + size)
+		pod.Spec.Containers = append(pod.Spec.Containers, v1.Container{Name: "c" + strconv.Itoa(i), Resources: v1.ResourceRequirements{
+			Requests: v1.ResourceList{name: resource.MustParse(size)}}})
+	}
+	return pod
+}
+
+func TestHugePagesAreMountedWithTheSizeThatIsMeant(t *testing.T) {
+	for _, test := range []struct {
+		medium v1.StorageMedium
+		has    []string
+		size   int64 // of a page
+		group  *int64
+	}{
+		{v1.StorageMediumHugePages, []string{"2Mi"}, 2 << 20, nil},
+		{v1.StorageMediumHugePages, []string{"2Mi", "2Mi"}, 2 << 20, ptr[int64](4321)},
+		{"HugePages-2Mi", []string{"1Gi", "2Mi"}, 2 << 20, nil},
+	} {
+		t.Run(string(test.medium), func(t *testing.T) {
+			if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
+				t.Skip("this kernel has no huge pages of 2 MiB")
+			}
+			e := newEnv(t)
+			pod := withHugePages(newPod(emptyDirOf(test.medium, "")), test.has...)
+			mode, group := uint32(0o1777), uint32(0)
+			if test.group != nil {
+				pod = e.withFSGroup(pod, *test.group)
+				mode, group = 0o3777, uint32(*test.group)
+			}
+			for range 2 {
+				dir := e.setUp(pod)["scratch"].HostPath
+				var fs unix.Statfs_t
+				if err := unix.Statfs(dir, &fs); err != nil || fs.Type != unix.HUGETLBFS_MAGIC || fs.Bsize != test.size {
+					t.Errorf("file system type %#x with blocks of %d, %v", fs.Type, fs.Bsize, err)
+				}
+				e.wantMode(dir, mode, group)
+			}
+			if n := len(mountsBelow(t, e.root)); n != 1 {
+				t.Errorf("%d mounts, want one", n)
+			}
+			e.tearDown(pod)
+		})
+	}
+}
+
+func TestHugePagesThatThePodHasNotAreRefused(t *testing.T) {
+	for _, test := range []struct {
+		medium v1.StorageMedium
+		has    []string
+		want   string
+	}{
+		{v1.StorageMediumHugePages, nil, "medium HugePages: hugePages storage requested, but there is no resource request for huge pages"},
+		{"HugePages-1Gi", []string{"2Mi"}, "medium HugePages-1Gi: hugePages storage requested, but there is no resource request for huge pages"},
+		{v1.StorageMediumHugePages, []string{"2Mi", "1Gi"}, "medium: HugePages can't be used if container requests multiple huge page sizes"},
+		{"HugePages-many", []string{"2Mi"}, `medium HugePages-many: "many" is no page size`},
+		{"HugePagesX", []string{"2Mi"}, `unknown storage medium "HugePagesX": use Memory, HugePages, HugePages-<size> or leave it out`},
+	} {
+		e := newEnv(t)
+		e.fails(withHugePages(newPod(emptyDirOf(test.medium, "")), test.has...), `volume "scratch": emptyDir: `+test.want)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
@@ -49,16 +50,16 @@ func TestHostPathTypes(t *testing.T) {
 		{"/missing", v1.HostPathUnset, ""},
 		{"/new/deep", v1.HostPathDirectoryOrCreate, ""},
 		{"/new/file", v1.HostPathFileOrCreate, ""},
-		{"/file", v1.HostPathDirectory, "is a File, not a Directory"},
-		{"/file", v1.HostPathDirectoryOrCreate, "is a File, not a Directory"},
-		{"", v1.HostPathFile, "is a Directory, not a File"},
-		{"", v1.HostPathFileOrCreate, "is a Directory, not a File"},
-		{"/fifo", v1.HostPathFile, "is a FIFO, not a File"},
-		{"/char", v1.HostPathBlockDev, "is a CharDevice, not a BlockDevice"},
-		{"/block", v1.HostPathCharDev, "is a BlockDevice, not a CharDevice"},
-		{"/file", v1.HostPathSocket, "is a File, not a Socket"},
-		{"/missing", v1.HostPathDirectory, "does not exist; with type Directory it must"},
-		{"/missing", v1.HostPathFile, "does not exist; with type File it must"},
+		{"/file", v1.HostPathDirectory, "is not a directory: it is a file"},
+		{"/file", v1.HostPathDirectoryOrCreate, "is not a directory: it is a file"},
+		{"", v1.HostPathFile, "is not a file: it is a directory"},
+		{"", v1.HostPathFileOrCreate, "is not a file: it is a directory"},
+		{"/fifo", v1.HostPathFile, "is not a file: it is a FIFO"},
+		{"/char", v1.HostPathBlockDev, "is not a block device: it is a character device"},
+		{"/block", v1.HostPathCharDev, "is not a character device: it is a block device"},
+		{"/file", v1.HostPathSocket, "is not a socket file: it is a file"},
+		{"/missing", v1.HostPathDirectory, "is not a directory: it does not exist"},
+		{"/missing", v1.HostPathFile, "is not a file: it does not exist"},
 		{"/missing/file", v1.HostPathFileOrCreate, "open ROOT/host/missing/file: no such file or directory"},
 	} {
 		t.Run(test.path+" "+string(test.typ), func(t *testing.T) {
@@ -66,7 +67,10 @@ func TestHostPathTypes(t *testing.T) {
 			path := dir + test.path
 			pod := newPod(vol("h", v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: path, Type: &test.typ}}))
 			if test.problem != "" {
-				e.fails(pod, `volume "h": hostPath `+path+": "+test.problem)
+				if strings.HasPrefix(test.problem, "is not") {
+					test.problem = "hostPath type check failed: " + path + " " + test.problem
+				}
+				e.fails(pod, `volume "h": `+test.problem)
 				return
 			}
 			if got := e.setUp(pod)["h"]; got != (Mounted{Name: "h", HostPath: path}) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	v1 "k8s.io/api/core/v1"
 )
@@ -23,7 +22,7 @@ func (h hostPath) setUp(_ context.Context, r request) (Mounted, error) {
 	}
 	r.at.set("look at %s of volume %q", h.source.Path, r.spec.Name)
 	if err := checkHostPath(h.source.Path, wanted); err != nil {
-		return Mounted{}, fmt.Errorf("hostPath %s: %w", h.source.Path, err)
+		return Mounted{}, err
 	}
 	return Mounted{HostPath: h.source.Path}, nil
 }
@@ -42,15 +41,36 @@ func checkHostPath(path string, wanted v1.HostPathType) error {
 		case v1.HostPathFileOrCreate:
 			return makeFile(path)
 		}
-		return fmt.Errorf("does not exist; with type %s it must", wanted)
+		return notOfType(path, wanted, "it does not exist")
 	}
 	if err != nil {
 		return err
 	}
 	if is := typeOf(st.Mode()); is != wanted && is+"OrCreate" != wanted {
-		return fmt.Errorf("is a %s, not a %s", is, strings.TrimSuffix(string(wanted), "OrCreate"))
+		return notOfType(path, wanted, "it is a "+inWords(is))
 	}
 	return nil
+}
+
+// notOfType begins with the kubelet's text (pkg/volume/hostpath, checkType).
+func notOfType(path string, wanted v1.HostPathType, why string) error {
+	return fmt.Errorf("hostPath type check failed: %s is not a %s: %s", path, inWords(wanted), why)
+}
+
+func inWords(t v1.HostPathType) string {
+	switch t {
+	case v1.HostPathDirectory, v1.HostPathDirectoryOrCreate:
+		return "directory"
+	case v1.HostPathFile, v1.HostPathFileOrCreate:
+		return "file"
+	case v1.HostPathSocket:
+		return "socket file"
+	case v1.HostPathCharDev:
+		return "character device"
+	case v1.HostPathBlockDev:
+		return "block device"
+	}
+	return string(t)
 }
 
 // typeOf is the type of hostPath that a file of this mode satisfies.

@@ -161,7 +161,7 @@ spec:
     volumeMounts: [{name: v, mountPath: /v}]
   volumes: [{name: v, hostPath: {path: $DIR/berth.yaml, type: Directory}}]
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("FailedMount", ""), "berth.yaml: is a File, not a Directory")
+			contains(t, "event", p.WaitEvent("FailedMount", ""), "berth.yaml is not a directory: it is a file")
 			p.WaitWaiting("main", "ContainerCreating")
 		}},
 		{"a config map volume has its files, modes and chosen items", "configmap", `

@@ -1,6 +1,7 @@
 package cpus
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 
@@ -66,18 +67,25 @@ func (c checkpoint) sum() uint64 {
 // file of another policy, one that is damaged and one that cannot be read are
 // errors.
 func Load(path, policy string) (State, error) {
-	s, err := load(path, policy)
+	content, err := statefile.Read(path)
+	if err == nil && content == nil {
+		return State{}, nil
+	}
+	var s State
+	if err == nil {
+		s, err = decode(content, policy)
+	}
 	if err != nil {
 		return State{}, fmt.Errorf("could not restore state from checkpoint: %w, please drain this node and delete the CPU manager checkpoint file %q before restarting", err, path)
 	}
 	return s, nil
 }
 
-func load(path, policy string) (State, error) {
+func decode(content []byte, policy string) (State, error) {
 	// A map that is absent counts as an empty one in the checksum.
 	c := checkpoint{Entries: map[string]map[string]string{}}
-	found, err := statefile.Read(path, &c)
-	if err != nil || !found {
+	err := json.Unmarshal(content, &c)
+	if err != nil {
 		return State{}, err
 	}
 	// Files without a checksum are the kubelet's of old.
@@ -103,8 +111,7 @@ func load(path, policy string) (State, error) {
 	return s, nil
 }
 
-// Save writes cpu_manager_state.
-func Save(path, policy string, s State) error {
+func encode(policy string, s State) checkpoint {
 	c := checkpoint{PolicyName: policy, DefaultCPUSet: s.Default.String(), Entries: map[string]map[string]string{}}
 	for uid, containers := range s.Assigned {
 		c.Entries[uid] = map[string]string{}
@@ -113,7 +120,12 @@ func Save(path, policy string, s State) error {
 		}
 	}
 	c.Checksum = checksum(c.sum())
-	if err := statefile.Write(path, c); err != nil {
+	return c
+}
+
+// Save writes cpu_manager_state.
+func Save(path, policy string, s State) error {
+	if err := statefile.Write(path, encode(policy, s)); err != nil {
 		return fmt.Errorf("save who has which CPUs: %w", err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package cpus
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,17 +56,28 @@ func FuzzStateFile(f *testing.F) {
 	f.Add(`{"policyName":"static","defaultCpuSet":"","entries":null}`)
 	f.Add(`[]`)
 	f.Fuzz(func(t *testing.T, content string) {
-		s, err := Load(stateFile(t, content), "static")
+		s, err := decode([]byte(content), "static")
 		if err != nil {
 			return
 		}
-		path := filepath.Join(t.TempDir(), "again")
-		if err := Save(path, "static", s); err != nil {
+		file, err := json.Marshal(encode("static", s))
+		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := Load(path, "static")
+		again, err := decode(file, "static")
 		if err != nil || !again.Equal(s) {
 			t.Errorf("saved %v, loaded %v, %v", s, again, err)
 		}
 	})
+}
+
+func TestAStateThatIsSavedIsLoaded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cpu_manager_state")
+	s := State{Default: cpuset.New(0, 3), Assigned: map[string]map[string]cpuset.CPUSet{"a": {"b": cpuset.New(1, 2)}, "c": {"d": cpuset.New(4)}}}
+	if err := Save(path, "static", s); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Load(path, "static"); err != nil || !again.Equal(s) {
+		t.Errorf("got %v, %v", again, err)
+	}
 }

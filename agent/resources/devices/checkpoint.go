@@ -1,6 +1,7 @@
 package devices
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -97,27 +98,38 @@ func (p *Plugins) data() (checkpointData, error) {
 // load reads the checkpoint. What was registered counts as stopped until its
 // plugin comes back.
 func (p *Plugins) load() (found bool, err error) {
-	c := checkpoint{Data: checkpointData{PodDeviceEntries: []podDevicesEntry{}, RegisteredDevices: map[string][]string{}}}
-	found, err = statefile.Read(p.checkpointFile(), &c)
-	if err != nil || !found {
-		return found, err
+	content, err := statefile.Read(p.checkpointFile())
+	if err != nil || content == nil {
+		return false, err
 	}
-	if sum := c.Data.sum(); sum != c.Checksum {
-		return true, &statefile.CorruptError{Actual: sum, Expected: c.Checksum}
-	}
-	pods := map[string]podDevices{}
-	for _, entry := range c.Data.PodDeviceEntries {
-		response := &pluginapi.ContainerAllocateResponse{}
-		if err := proto.Unmarshal(entry.AllocResp, response); err != nil {
-			return true, fmt.Errorf("decode the devices of pod %s: %w", entry.PodUID, err)
-		}
-		give(pods, entry.PodUID, entry.ContainerName, entry.ResourceName, allocation{entry.DeviceIDs, response})
+	pods, registered, err := decode(content)
+	if err != nil {
+		return true, err
 	}
 	p.pods = pods
-	for name := range c.Data.RegisteredDevices {
+	for _, name := range registered {
 		p.resources[name] = &pluginResource{stopped: p.config.Now(), devices: map[string]*pluginapi.Device{}}
 	}
 	return true, nil
+}
+
+func decode(content []byte) (pods map[string]podDevices, registered []string, err error) {
+	c := checkpoint{Data: checkpointData{PodDeviceEntries: []podDevicesEntry{}, RegisteredDevices: map[string][]string{}}}
+	if err := json.Unmarshal(content, &c); err != nil {
+		return nil, nil, err
+	}
+	if sum := c.Data.sum(); sum != c.Checksum {
+		return nil, nil, &statefile.CorruptError{Actual: sum, Expected: c.Checksum}
+	}
+	pods = map[string]podDevices{}
+	for _, entry := range c.Data.PodDeviceEntries {
+		response := &pluginapi.ContainerAllocateResponse{}
+		if err := proto.Unmarshal(entry.AllocResp, response); err != nil {
+			return nil, nil, fmt.Errorf("decode the devices of pod %s: %w", entry.PodUID, err)
+		}
+		give(pods, entry.PodUID, entry.ContainerName, entry.ResourceName, allocation{entry.DeviceIDs, response})
+	}
+	return pods, slices.Collect(maps.Keys(c.Data.RegisteredDevices)), nil
 }
 
 func give(pods map[string]podDevices, uid, container, resource string, a allocation) {

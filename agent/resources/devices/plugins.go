@@ -106,6 +106,9 @@ func New(config Config) (*Plugins, error) {
 	}
 	p := &Plugins{config: config, resources: map[string]*pluginResource{}, removed: sets.New[string](), pods: map[string]podDevices{}}
 	found, err := p.load()
+	if err != nil && !found {
+		return nil, fmt.Errorf("read who has which devices: %w", err)
+	}
 	if err != nil {
 		aside := p.checkpointFile() + ".bad"
 		config.Log.Warn("what devices containers have is not known: the checkpoint is set aside", "error", err, "to", aside)

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -305,21 +306,37 @@ func TestStatesThatDoNotFitTheMachineAreRefused(t *testing.T) {
 	}
 }
 
+func TestAStateThatIsSavedIsLoaded(t *testing.T) {
+	p := static(t, 2)
+	s, err := allocate(p, start(t, p), pod("a", container("c", "memory", "1000Mi", "hugepages-2Mi", "4Mi")), numa.Hint{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "memory_manager_state")
+	if err := Save(path, "static", s); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Load(path, "static")
+	if diff := cmp.Diff(s, again); err != nil || diff != "" {
+		t.Errorf("%v (-saved +loaded):\n%s", err, diff)
+	}
+}
+
 func FuzzStateFile(f *testing.F) {
 	f.Add(kubelets)
 	f.Add(`{"policyName":"static","machineState":null,"entries":{"a":{"b":[{"numaAffinity":[0,99,-1],"type":"memory","size":18446744073709551615}]}}}`)
 	p := static(f, 2)
 	f.Fuzz(func(t *testing.T, content string) {
-		s, err := Load(stateFile(t, content), "static")
+		s, err := decode([]byte(content), "static")
 		if err != nil {
 			return
 		}
-		path := filepath.Join(t.TempDir(), "again")
-		if err := Save(path, "static", s); err != nil {
+		file, err := json.Marshal(encode("static", s))
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Load(path, "static"); err != nil {
-			t.Errorf("saved %v, loaded %v", s, err)
+		if again, err := decode(file, "static"); err != nil || !again.Equal(s) {
+			t.Errorf("saved %v, loaded %v, %v", s, again, err)
 		}
 		if s, err = p.Start(s); err != nil {
 			return

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"encoding/json"
 	"fmt"
 
 	"github.com/berth-io/berth/agent/resources/statefile"
@@ -37,18 +38,24 @@ func (c checkpoint) sum() uint64 {
 // file of another policy, one that is damaged and one that cannot be read are
 // errors.
 func Load(path, policy string) (State, error) {
-	s, err := load(path, policy)
+	content, err := statefile.Read(path)
+	if err == nil && content == nil {
+		return State{}, nil
+	}
+	var s State
+	if err == nil {
+		s, err = decode(content, policy)
+	}
 	if err != nil {
 		return State{}, fmt.Errorf("could not restore state from checkpoint: %w, please drain this node and delete the memory manager checkpoint file %q before restarting", err, path)
 	}
 	return s, nil
 }
 
-func load(path, policy string) (State, error) {
+func decode(content []byte, policy string) (State, error) {
 	// A map that is absent counts as an empty one in the checksum.
 	c := checkpoint{MachineState: machineState{}, Entries: containerAssignment{}}
-	found, err := statefile.Read(path, &c)
-	if err != nil || !found {
+	if err := json.Unmarshal(content, &c); err != nil {
 		return State{}, err
 	}
 	// Files without a checksum are the kubelet's of old.
@@ -71,12 +78,16 @@ func load(path, policy string) (State, error) {
 	return State{Nodes: c.MachineState, Assigned: c.Entries}, nil
 }
 
-// Save writes memory_manager_state.
-func Save(path, policy string, s State) error {
+func encode(policy string, s State) checkpoint {
 	s = s.clone() // no map of it is nil
 	c := checkpoint{PolicyName: policy, MachineState: s.Nodes, Entries: s.Assigned}
 	c.Checksum = checksum(c.sum())
-	if err := statefile.Write(path, c); err != nil {
+	return c
+}
+
+// Save writes memory_manager_state.
+func Save(path, policy string, s State) error {
+	if err := statefile.Write(path, encode(policy, s)); err != nil {
 		return fmt.Errorf("save who has which memory: %w", err)
 	}
 	return nil

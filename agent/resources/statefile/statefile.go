@@ -33,19 +33,13 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("checkpoint is corrupted: its checksum is %d, what it holds has %d", e.Expected, e.Actual)
 }
 
-// Read decodes a file. It reports false where there is none.
-func Read(path string, into any) (bool, error) {
+// Read reads a file; nil where there is none.
+func Read(path string) ([]byte, error) {
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	if err := json.Unmarshal(content, into); err != nil {
-		return false, fmt.Errorf("%s: %w", path, err)
-	}
-	return true, nil
+	return content, err
 }
 
 // Write replaces the file as a whole.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os/signal"
@@ -8,6 +9,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/cmd/berth/internal/config"
+	"github.com/berth-io/berth/cmd/berth/internal/kubelet"
 	"github.com/berth-io/berth/cmd/berth/internal/node"
 )
 
@@ -35,15 +39,25 @@ it, and it takes them over again when it is started the next time.`,
 				return err
 			}
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
-			defer stop()
-			kubelet, err := node.Kubelet(c)
+			k, err := kubelet.Load(c)
 			if err != nil {
 				return err
 			}
-			return node.Run(ctx, c, kubelet, version, log)
+			if k != nil {
+				if c, err = kubelet.Merge(c, k); err != nil {
+					return err
+				}
+			}
+			return runNode(cmd.Context(), c, k, version, log)
 		},
 	}
 	cmd.Flags().StringSliceVar(&roles, "roles", nil, "roles of this daemon: agent, cri, network (default all)")
 	return cmd
+}
+
+// runNode runs the node until a signal ends it.
+func runNode(ctx context.Context, c config.Config, k *kubeletconfig.Config, version string, log *slog.Logger) error {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	return node.Run(ctx, c, k, version, log)
 }

@@ -51,15 +51,19 @@ daemon; the other commands look at a running node and talk to it.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	path := os.Getenv("BERTH_CONFIG")
-	if path == "" {
-		path = config.DefaultPath
-	}
-	root.PersistentFlags().StringVar(&o.configPath, "config", path, "configuration file (env BERTH_CONFIG)")
+	root.PersistentFlags().StringVar(&o.configPath, "config", configPath(), "configuration file (env BERTH_CONFIG)")
 	root.PersistentFlags().StringVarP(&o.namespace, "namespace", "n", "default", "namespace of the pod")
 	root.AddCommand(
-		nodeCommand(o, version), runCommand(o), getCommand(o), logsCommand(o), execCommand(o),
+		nodeCommand(o, version), kubeletCommand(version), joinCommand(), runCommand(o), getCommand(o), logsCommand(o), execCommand(o),
 		stopCommand(o), rmCommand(o), imageCommand(o), explainCommand(o), doctorCommand(o), versionCommand(version),
 	)
 	return root
+}
+
+// configPath is where berth.yaml is where no flag says so.
+func configPath() string {
+	if path := os.Getenv("BERTH_CONFIG"); path != "" {
+		return path
+	}
+	return config.DefaultPath
 }

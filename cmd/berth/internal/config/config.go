@@ -49,8 +49,15 @@ type Config struct {
 	// Kubeconfig says how the node reaches its cluster's API server. Without it
 	// pods come from manifests alone.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// BootstrapKubeconfig has credentials that may ask for a client certificate;
+	// Kubeconfig is written with it then.
+	BootstrapKubeconfig string `json:"bootstrapKubeconfig,omitempty"`
 	// KubeletConfig is the file of a KubeletConfiguration.
 	KubeletConfig string `json:"kubeletConfig,omitempty"`
+	// KubeletConfigDir holds *.conf files that are merged over KubeletConfig.
+	KubeletConfigDir string `json:"kubeletConfigDir,omitempty"`
+	// CertDir holds the node's certificates. Default: KubeletDir/pki.
+	CertDir string `json:"certDir,omitempty"`
 	// Rescan is how often the manifest directory is read even without a
 	// notice of a change. Default: 20s.
 	Rescan metav1.Duration `json:"rescan,omitzero"`
@@ -300,7 +307,10 @@ func (c *Config) Validate() error {
 			reject(fmt.Sprintf("nodeIPs[%d]", i), "%q is not an IP address", ip)
 		}
 	}
-	for _, p := range []struct{ key, path string }{{"kubeconfig", c.Kubeconfig}, {"kubeletConfig", c.KubeletConfig}} {
+	for _, p := range []struct{ key, path string }{
+		{"kubeconfig", c.Kubeconfig}, {"bootstrapKubeconfig", c.BootstrapKubeconfig}, {"kubeletConfig", c.KubeletConfig},
+		{"kubeletConfigDir", c.KubeletConfigDir}, {"certDir", c.CertDir},
+	} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			reject(p.key, "%q must be an absolute path", p.path)
 		}

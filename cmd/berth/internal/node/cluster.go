@@ -1,10 +1,9 @@
 package node
 
 import (
-	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"maps"
-	"net"
 	"os"
 	"runtime"
 	"strings"
@@ -14,14 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	certutil "k8s.io/client-go/util/cert"
 	cliflag "k8s.io/component-base/cli/flag"
 	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
 
 	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/admit"
+	"github.com/berth-io/berth/agent/bootstrap"
+	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/kubeletapi/access"
 	"github.com/berth-io/berth/agent/kubeletconfig"
@@ -33,23 +32,28 @@ import (
 	"github.com/berth-io/berth/agent/stats"
 )
 
-// newCluster connects to the kubelet's cluster; nil: there is none.
-func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Resources) (*agent.Cluster, error) {
+// newCluster is how the node belongs to the kubelet's cluster; nil: there is
+// none. It waits for nobody.
+func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Resources, log *slog.Logger) (*agent.Cluster, error) {
 	if k == nil {
 		return nil, nil
 	}
-	rc, err := clientcmd.BuildConfigFromFlags("", k.Kubeconfig)
+	identity, err := bootstrap.New(bootstrap.Config{
+		NodeName: host.Name, Kubeconfig: k.Kubeconfig, BootstrapKubeconfig: k.BootstrapKubeconfig, CertDir: k.CertDir,
+		Rotate: k.RotateCertificates, ServerTLSBootstrap: k.ServerTLSBootstrap,
+		TLSCertFile: k.TLSCertFile, TLSPrivateKeyFile: k.TLSPrivateKeyFile,
+		Addresses:   func() []v1.NodeAddress { return addresses(host) },
+		ContentType: k.ContentType, QPS: float32(*k.KubeAPIQPS), Burst: int(k.KubeAPIBurst),
+		UserAgent: "kubelet/" + node.KubeletVersion + " berth", Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(identity.Client())
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
 	}
-	rc.UserAgent = "berth/" + node.KubeletVersion
-	rc.ContentType, rc.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
-	rc.QPS, rc.Burst = float32(*k.KubeAPIQPS), int(k.KubeAPIBurst)
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
-	}
-	forEvents := rest.CopyConfig(rc) // with limits of its own
+	forEvents := identity.Client() // with limits of its own
 	forEvents.QPS, forEvents.Burst = float32(*k.EventRecordQPS), int(k.EventBurst)
 	events, err := kubernetes.NewForConfig(forEvents)
 	if err != nil {
@@ -59,7 +63,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 	if err != nil {
 		return nil, err
 	}
-	api, err := kubeletAPI(k, client, host, info)
+	api, err := kubeletAPI(k, identity, client, host, info)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +82,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 		annotations["volumes.kubernetes.io/controller-managed-attach-detach"] = "true"
 	}
 	return &agent.Cluster{
-		Client: client, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
+		Client: client, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
 		Node: node.Config{
 			Labels: labels, Annotations: annotations, Taints: k.RegisterWithTaints, Register: *k.RegisterNode, ProviderID: k.ProviderID,
 			Every: k.NodeStatusUpdateFrequency.Duration, Report: k.NodeStatusReportFrequency.Duration,
@@ -89,17 +93,14 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 		},
 		Objects:  objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
 		API:      api,
+		Images:   imageSettings(k),
 		Admit:    checks,
 		Pressure: pressure,
 	}, nil
 }
 
 // kubeletAPI is how the kubelet's API is served.
-func kubeletAPI(k *kubeletconfig.Config, client kubernetes.Interface, host podspec.Node, info v1.NodeSystemInfo) (agent.API, error) {
-	certificate, err := servingCertificate(k, host)
-	if err != nil {
-		return agent.API{}, err
-	}
+func kubeletAPI(k *kubeletconfig.Config, identity *bootstrap.Identity, client kubernetes.Interface, host podspec.Node, info v1.NodeSystemInfo) (agent.API, error) {
 	minVersion, ciphers, err := tlsLimits(k)
 	if err != nil {
 		return agent.API{}, err
@@ -108,7 +109,7 @@ func kubeletAPI(k *kubeletconfig.Config, client kubernetes.Interface, host podsp
 		Server: kubeletapi.Config{
 			Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
 			HealthzBindAddress: k.HealthzBindAddress, HealthzPort: int(*k.HealthzPort),
-			Certificate: certificate, MinVersion: minVersion, CipherSuites: ciphers,
+			Certificate: identity.ServingCertificate, MinVersion: minVersion, CipherSuites: ciphers,
 			EnableDebuggingHandlers: *k.EnableDebuggingHandlers, EnableSystemLogHandler: *k.EnableSystemLogHandler,
 			EnableSystemLogQuery: k.EnableSystemLogQuery != nil && *k.EnableSystemLogQuery, EnableProfilingHandler: *k.EnableProfilingHandler,
 			EnableContentionProfiling: k.EnableContentionProfiling, EnableDebugFlagsHandler: *k.EnableDebugFlagsHandler,
@@ -155,34 +156,32 @@ func tlsLimits(k *kubeletconfig.Config) (minVersion uint16, suites []uint16, err
 	return minVersion, suites, nil
 }
 
-// servingCertificate is that of tlsCertFile, or one that the node signs itself.
-func servingCertificate(k *kubeletconfig.Config, host podspec.Node) (func() (*tls.Certificate, error), error) {
-	if k.TLSCertFile != "" {
-		return func() (*tls.Certificate, error) {
-			c, err := tls.LoadX509KeyPair(k.TLSCertFile, k.TLSPrivateKeyFile)
-			return &c, err
-		}, nil
-	}
-	var ips []net.IP
-	for _, ip := range host.HostIPs {
-		ips = append(ips, net.ParseIP(ip))
-	}
-	cert, key, err := certutil.GenerateSelfSignedCertKey(host.Name, ips, nil)
-	if err != nil {
-		return nil, fmt.Errorf("make the serving certificate: %w", err)
-	}
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return nil, fmt.Errorf("make the serving certificate: %w", err)
-	}
-	return func() (*tls.Certificate, error) { return &pair, nil }, nil
-}
-
 func admission(k *kubeletconfig.Config, info v1.NodeSystemInfo) (*admit.Checker, error) {
 	return admit.New(admit.Config{
 		AllowedUnsafeSysctls: k.AllowedUnsafeSysctls, KernelVersion: info.KernelVersion,
 		AppArmor: admit.AppArmorEnabled(), KubernetesVersion: node.KubeletVersion,
 	})
+}
+
+// imageSettings is how images are pulled, and for whom.
+func imageSettings(k *kubeletconfig.Config) agent.Images {
+	parallel := 0
+	switch {
+	case k.SerializeImagePulls == nil || *k.SerializeImagePulls:
+		parallel = 1
+	case k.MaxParallelImagePulls != nil:
+		parallel = int(*k.MaxParallelImagePulls)
+	}
+	return agent.Images{
+		Pulls: images.Config{Parallel: parallel, QPS: float64(*k.RegistryPullQPS), Burst: int(k.RegistryBurst)},
+		Credentials: credentials.Config{
+			Docker:         credentials.DockerDirs(k.RootDir),
+			ProviderConfig: k.CredentialProviderConfig, ProviderBinDir: k.CredentialProviderBinDir,
+		},
+		Records: credentials.RecordsConfig{
+			KubeletDir: k.RootDir, Policy: k.ImagePullCredentialsVerificationPolicy, Allowed: k.PreloadedImagesVerificationAllowlist,
+		},
+	}
 }
 
 func hostLabels(name string) map[string]string {

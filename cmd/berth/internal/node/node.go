@@ -169,7 +169,7 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		return nil, err
 	}
 	host.Allocatable = resources.Allocatable
-	cluster, err := newCluster(kubelet, host, resources)
+	cluster, err := newCluster(kubelet, host, resources, log)
 	if err != nil {
 		return nil, err
 	}
