@@ -46,6 +46,8 @@ type Observations interface {
 
 // Allocations tell what the node has given to its pods.
 type Allocations interface {
+	// Admit adds a new pod if check lets it, which is given all others.
+	Admit(pod *v1.Pod, check func(others []*v1.Pod) bool) bool
 	// Set tells what a pod is allocated and has. Wake is called when the answer
 	// to Resize has changed.
 	Set(pod *v1.Pod, wake func())
@@ -344,9 +346,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	for {
 		wake := w.settle(ctx)
 		if w.state.phase == phase.Finished {
-			if w.parts.Allocations != nil {
-				w.parts.Allocations.Remove(w.uid)
-			}
+			w.tellAllocation()
 			close(w.done)
 			return nil
 		}
