@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -359,8 +360,28 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		}
 		d.Want(ctx, want)
 		last = next
-		a.refreshClasses(want.Pods)
+		a.refreshClasses(a.allocated(want.Pods))
 	}
+}
+
+// allocated are pods with what they are allocated, which is not what their
+// sources want while a resize waits.
+func (a *Agent) allocated(pods []*v1.Pod) []*v1.Pod {
+	if a.ledger == nil {
+		return pods
+	}
+	known := map[types.UID]*v1.Pod{}
+	for _, pod := range a.ledger.Pods() {
+		known[pod.UID] = pod
+	}
+	out := make([]*v1.Pod, 0, len(pods))
+	for _, pod := range pods {
+		if k := known[pod.UID]; k != nil {
+			pod = k
+		}
+		out = append(out, pod)
+	}
+	return out
 }
 
 // refreshClasses sets the shares of the QoS levels to what their pods request.

@@ -288,9 +288,16 @@ func (k *cluster) assign(ctx context.Context) error {
 	}
 }
 
+// declared are features that the API server and the scheduler rely on only
+// where a node has them (k8s.io/component-helpers/nodedeclaredfeatures).
+var declared = []string{
+	"ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers",
+}
+
 // facts gathers what changes of a node.
 func (k *cluster) facts(ctx context.Context, p *pressure) node.Facts {
 	f := k.config.Facts
+	f.DeclaredFeatures = declared
 	f.MemoryPressure, f.DiskPressure, f.PIDPressure = p.under(v1.NodeMemoryPressure), p.under(v1.NodeDiskPressure), p.under(v1.NodePIDPressure)
 	version, err := k.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {

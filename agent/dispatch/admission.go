@@ -1,6 +1,8 @@
 package dispatch
 
 import (
+	"slices"
+
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -46,10 +48,22 @@ func (d *Dispatcher) decide(pod *v1.Pod, starting []*worker.Worker) (decision ad
 		return d.config.Admit(pod, d.active(starting))
 	}
 	allocations.Admit(pod, func(others []*v1.Pod) bool {
-		decision = d.config.Admit(pod, others)
+		decision = d.config.Admit(pod, together(others, d.active(starting)))
 		return decision.Rejection == nil && len(decision.Victims) == 0
 	})
 	return decision
+}
+
+// together are the pods that were allocated something, as that is counted, and
+// those whose workers have not told of it yet.
+func together(counted, active []*v1.Pod) []*v1.Pod {
+	out := slices.Clone(counted)
+	for _, pod := range active {
+		if !slices.ContainsFunc(counted, func(p *v1.Pod) bool { return p.UID == pod.UID }) {
+			out = append(out, pod)
+		}
+	}
+	return out
 }
 
 // leaving tells whether a pod is not to start anyway.
