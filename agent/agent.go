@@ -68,18 +68,30 @@ type Config struct {
 	StateDir         string
 	ContainerLogsDir string
 	Cgroups          qos.Config
-	BootID           string
+	// Backoff is that of restarts.
+	Backoff plan.Backoff
+	// RuntimeTimeout bounds one request to the runtime, beyond what the request
+	// itself waits for (runtimeRequestTimeout).
+	RuntimeTimeout time.Duration
+	// Reserved are cgroups that others made, by name.
+	Reserved map[string]Reserved
+	BootID   string
 	// Cluster is what the node belongs to; nil: pods come from manifests alone.
 	Cluster *Cluster
 	Log     *slog.Logger
 }
 
+// Reserved is what a cgroup that others made is set to.
+type Reserved struct {
+	Resources v1.ResourceList
+	// CompressibleOnly: no more than its weight of the CPUs.
+	CompressibleOnly bool
+}
+
 const (
 	// relist is how often everything is asked for although events tell it.
-	relist = 5 * time.Minute
-	// runtimeTimeout is the kubelet's runtimeRequestTimeout.
-	runtimeTimeout = 2 * time.Minute
-	keptEvents     = 1000
+	relist     = 5 * time.Minute
+	keptEvents = 1000
 	// maxMessage is what CRI runtimes agree to send and receive.
 	maxMessage = 16 << 20
 )
@@ -183,7 +195,7 @@ func New(c Config) (*Agent, error) {
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
-		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
+		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: c.RuntimeTimeout, Log: c.Log,
 	})
 	return a, nil
 }
@@ -215,6 +227,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.cgroups.Ensure(); err != nil {
 		return fmt.Errorf("make the pods' cgroups: %w", err)
 	}
+	for name, r := range a.config.Reserved {
+		if err := a.cgroups.Reserve(name, r.Resources, r.CompressibleOnly); err != nil {
+			return fmt.Errorf("reserve resources for others: %w", err)
+		}
+	}
 	if err := a.actor.SweepLinks(); err != nil {
 		return err
 	}
@@ -225,7 +242,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	d := dispatch.New(dispatch.Config{
 		Parts: a.workerParts(),
 		Worker: worker.Config{
-			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
+			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
 			Health: a.health,
 		},

@@ -103,6 +103,7 @@ type cluster struct {
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
 	events    record.EventBroadcaster
+	timeout   time.Duration // of a request to the runtime
 	log       *slog.Logger
 	// nodeChanged receives when the node's object has changed; capacity one.
 	nodeChanged chan struct{}
@@ -114,7 +115,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	k := &cluster{
 		events: events,
 		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
-		log: a.config.Log, nodeChanged: make(chan struct{}, 1),
+		timeout: a.config.RuntimeTimeout, log: a.config.Log, nodeChanged: make(chan struct{}, 1),
 	}
 	core := c.Client.CoreV1().RESTClient()
 	k.pods = podsource.New(core, k.nodeName, k.log)
@@ -273,7 +274,7 @@ func (k *cluster) assign(ctx context.Context) error {
 		if !ok || len(object.Spec.PodCIDRs) == 0 || slices.Equal(told, object.Spec.PodCIDRs) {
 			continue
 		}
-		call, cancel := context.WithTimeout(ctx, runtimeTimeout)
+		call, cancel := context.WithTimeout(ctx, k.timeout)
 		_, err := k.runtime.UpdateRuntimeConfig(call, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: &runtimeapi.RuntimeConfig{
 			NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: strings.Join(object.Spec.PodCIDRs, ",")},
 		}})

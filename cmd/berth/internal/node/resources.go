@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/cpuset"
 
 	"github.com/berth-io/berth/agent"
@@ -62,6 +63,24 @@ func reservedCPUs(k *kubeletconfig.Config) (cpuset.CPUSet, error) {
 		return set, fmt.Errorf("reservedSystemCPUs: %w", err)
 	}
 	return set, nil
+}
+
+// reservedCgroups are those of enforceNodeAllocatable that others made.
+func reservedCgroups(k *kubeletconfig.Config, r machine.Reservation) map[string]agent.Reserved {
+	out := map[string]agent.Reserved{}
+	if k == nil {
+		return out
+	}
+	for _, level := range []struct {
+		name, cgroup string
+		list         v1.ResourceList
+	}{{"kube-reserved", k.KubeReservedCgroup, r.Kube}, {"system-reserved", k.SystemReservedCgroup, r.System}} {
+		whole := slices.Contains(k.EnforceNodeAllocatable, level.name)
+		if whole || slices.Contains(k.EnforceNodeAllocatable, level.name+"-compressible") {
+			out[level.cgroup] = agent.Reserved{Resources: level.list, CompressibleOnly: !whole}
+		}
+	}
+	return out
 }
 
 // ownResources is what containers can have to themselves.
@@ -165,6 +184,12 @@ func cgroupConfig(c config.Config, k *kubeletconfig.Config, info *machine.Info, 
 		NoCPUQuota: !*k.CPUCFSQuota, CPUPeriod: k.CPUCFSQuotaPeriod.Duration,
 		SingleProcessOOMKill: k.SingleProcessOOMKill != nil && *k.SingleProcessOOMKill,
 		Swap:                 qos.SwapBehavior(k.MemorySwap.SwapBehavior),
+	}
+	if k.Enabled("MemoryQoS") {
+		t.Enforcement.MemoryQoS = &qos.MemoryQoS{
+			ThrottlingFactor: *k.MemoryThrottlingFactor, Tiered: k.MemoryReservationPolicy == kubeletv1beta1.TieredReservationMemoryReservationPolicy,
+			AllocatableBytes: r.Allocatable.Memory().Value(),
+		}
 	}
 	return t
 }
