@@ -164,12 +164,20 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	resources, err := nodeResources(info, kubelet, c.KubeletDir)
+	reserved, disk, err := reservation(info, kubelet, c.KubeletDir)
+	if err != nil {
+		return nil, err
+	}
+	resources, err := machine.Capacity(info, reserved, disk, machine.Devices{})
 	if err != nil {
 		return nil, err
 	}
 	host.Allocatable = resources.Allocatable
-	cluster, err := newCluster(kubelet, host, resources, log)
+	own, err := ownResources(kubelet, info, reserved, disk, resources)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := newCluster(kubelet, host, own, resources, log)
 	if err != nil {
 		return nil, err
 	}
