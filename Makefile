@@ -32,8 +32,9 @@ GO       ?= go
 VERSION  ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without the WebAssembly engine that the NRI library would bring: 3 MB, for
-# plugins that are programs anyway.
-TAGS     := nri_no_wasm
+# plugins that are programs anyway. And without gRPC's trace pages, nor the
+# templates they are made with: see tests/deps.
+TAGS     := nri_no_wasm grpcnotrace
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 1m
 
