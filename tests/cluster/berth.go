@@ -1,7 +1,11 @@
 package cluster
 
 import (
+	"cmp"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 
 	"sigs.k8s.io/yaml"
 
@@ -45,12 +49,24 @@ func (n *Node) berth() berthConfig {
 			ClusterDomain:    dnsDomain,
 			Network:          harness.Network{Bridge: "berth0"},
 			NRI:              harness.NRI{SocketPath: n.RunDir + "/nri.sock", PluginPath: n.path("nri"), ConfigPath: n.path("nri")},
-			LogLevel:         "debug",
+			LogLevel:         cmp.Or(n.config.LogLevel, "debug"),
 		},
 		Kubeconfig:    n.kubeconfig(),
 		KubeletConfig: n.kubeletConfig(),
 		NodeIPs:       []string{n.IP},
 	}
+}
+
+// Explain is what the node's own command line says of a pod.
+func (n *Node) Explain(ctx context.Context, namespace, name string) (string, error) {
+	line := append(n.c.InHost(n.Name), n.c.Config.Bin+"/berth", "explain", "pod", name, "--namespace", namespace)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.Env = append(n.c.environ(), "BERTH_CONFIG="+n.berthFile())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("berth explain pod %s: %w: %s", name, err, out)
+	}
+	return string(out), nil
 }
 
 func (n *Node) startBerth() error {

@@ -59,6 +59,8 @@ type NodeConfig struct {
 	// Kubelet are fields of its KubeletConfiguration, over those that every
 	// node has.
 	Kubelet map[string]any `json:"kubelet,omitempty"`
+	// LogLevel of a Berth node; default debug.
+	LogLevel string `json:"logLevel,omitempty"`
 }
 
 func (cfg Config) kinds() []Kind {
