@@ -108,6 +108,9 @@ bin/peers/ginkgo: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/onsi/ginkgo/v2/ginkgo
 $(addprefix bin/peers/,agnhost nonewprivs regression-issue-74839): bin/peers/%: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ k8s.io/kubernetes/test/images/$*
+# What agnhost's porter serves TLS with.
+bin/peers/localhost.crt bin/peers/localhost.key: $(TOOLS) | setup-build
+	mkdir -p $(@D) && cp "$$(cd tests/tools && $(GO) list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/images/agnhost/porter/$(@F)" $@ && chmod 644 $@
 bin/peers/sample-apiserver: $(TOOLS) | setup-build
 	cd tests/tools && $(PEER) -ldflags '$(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/sample-apiserver
 bin/peers/etcd: tests/etcd/go.mod tests/etcd/go.sum | setup-build
@@ -208,7 +211,7 @@ conformance: cluster-parts e2e e2e-images
 
 e2e-images: out/images/index.json
 
-out/images/index.json: $(addprefix bin/peers/,agnhost coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
+out/images/index.json: $(addprefix bin/peers/,agnhost localhost.crt localhost.key coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
 		$(wildcard tests/images/*.go tests/images/sh/*) | $(CLUSTERCTL) testbins
 	@scripts/setup conformance
 	$(CLUSTERCTL) images out/images

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/record"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -47,6 +48,9 @@ import (
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/resources/cpus"
+	"github.com/berth-io/berth/agent/resources/memory"
+	"github.com/berth-io/berth/agent/resources/pluginwatch"
 	"github.com/berth-io/berth/agent/source"
 	"github.com/berth-io/berth/agent/userns"
 	"github.com/berth-io/berth/agent/worker"
@@ -64,18 +68,30 @@ type Config struct {
 	StateDir         string
 	ContainerLogsDir string
 	Cgroups          qos.Config
-	BootID           string
+	// Backoff is that of restarts.
+	Backoff plan.Backoff
+	// RuntimeTimeout bounds one request to the runtime, beyond what the request
+	// itself waits for (runtimeRequestTimeout).
+	RuntimeTimeout time.Duration
+	// Reserved are cgroups that others made, by name.
+	Reserved map[string]Reserved
+	BootID   string
 	// Cluster is what the node belongs to; nil: pods come from manifests alone.
 	Cluster *Cluster
 	Log     *slog.Logger
 }
 
+// Reserved is what a cgroup that others made is set to.
+type Reserved struct {
+	Resources v1.ResourceList
+	// CompressibleOnly: no more than its weight of the CPUs.
+	CompressibleOnly bool
+}
+
 const (
 	// relist is how often everything is asked for although events tell it.
-	relist = 5 * time.Minute
-	// runtimeTimeout is the kubelet's runtimeRequestTimeout.
-	runtimeTimeout = 2 * time.Minute
-	keptEvents     = 1000
+	relist     = 5 * time.Minute
+	keptEvents = 1000
 	// maxMessage is what CRI runtimes agree to send and receive.
 	maxMessage = 16 << 20
 )
@@ -99,6 +115,7 @@ type Agent struct {
 	pods       *dispatch.Dispatcher // nil before Run
 	cluster    *cluster             // nil: there is none
 	ledger     *allocation.Ledger   // nil without a cluster
+	exclusive  *exclusive           // nil without a cluster
 	pressure   *pressure            // nil before Run, and without a cluster
 	metrics    *metrics.Metrics     // nil before Run, and without a cluster
 	inControl  chan struct{}
@@ -139,6 +156,7 @@ func New(c Config) (*Agent, error) {
 	if a.checkpoint, err = checkpoint.Open(filepath.Join(c.StateDir, "pods")); err != nil {
 		return nil, err
 	}
+	c.Cgroups.ExclusiveCPUs = func(pod *v1.Pod) bool { return a.exclusive != nil && a.exclusive.ExclusiveCPUs(pod) }
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
 	}
@@ -147,7 +165,13 @@ func New(c Config) (*Agent, error) {
 		if a.cluster, err = a.newCluster(*c.Cluster, broadcaster); err != nil {
 			return nil, err
 		}
-		a.ledger = allocation.NewLedger(allocation.Config{Fits: a.fits})
+		static := c.Cluster.Resources.Allocator
+		a.ledger = allocation.NewLedger(allocation.Config{
+			Fits: a.fits, StaticCPU: static.CPUs.Policy == cpus.PolicyStatic, StaticMemory: static.Memory.Policy == memory.PolicyStatic,
+		})
+		if a.exclusive, err = a.newExclusive(c.Cluster.Resources); err != nil {
+			return nil, err
+		}
 		sources = objects.BySource{File: sources, API: a.cluster.objects}
 	}
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
@@ -167,11 +191,11 @@ func New(c Config) (*Agent, error) {
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}
 	if a.cluster != nil {
-		parts.Cluster = a.cluster
+		parts.Cluster, parts.Exclusive = a.cluster, a.exclusive
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
-		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: runtimeTimeout, Log: c.Log,
+		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: c.RuntimeTimeout, Log: c.Log,
 	})
 	return a, nil
 }
@@ -203,6 +227,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.cgroups.Ensure(); err != nil {
 		return fmt.Errorf("make the pods' cgroups: %w", err)
 	}
+	for name, r := range a.config.Reserved {
+		if err := a.cgroups.Reserve(name, r.Resources, r.CompressibleOnly); err != nil {
+			return fmt.Errorf("reserve resources for others: %w", err)
+		}
+	}
 	if err := a.actor.SweepLinks(); err != nil {
 		return err
 	}
@@ -213,8 +242,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	d := dispatch.New(dispatch.Config{
 		Parts: a.workerParts(),
 		Worker: worker.Config{
-			Backoff: plan.KubeletBackoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
+			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
+			Health: a.health,
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
@@ -249,6 +279,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
+		plugins := pluginwatch.New(filepath.Join(a.config.Node.KubeletDir, "plugins_registry"),
+			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins}, a.config.Log)
+		group.Go(func() error { return a.exclusive.run(ctx, d, a.observed, plugins) })
 		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
 	group.Go(func() error {
@@ -290,6 +323,14 @@ func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 	return a.admitted
 }
 
+// health is that of the devices that a container has.
+func (a *Agent) health(podUID, container string) []v1.ResourceStatus {
+	if a.exclusive == nil {
+		return nil
+	}
+	return a.exclusive.Health(podUID, container)
+}
+
 // begun is told of pods that are about to start, or that have changed.
 func (a *Agent) begun(pod *v1.Pod) {
 	if a.cluster != nil {
@@ -302,6 +343,7 @@ func (a *Agent) ended(pod *v1.Pod) {
 	if a.cluster != nil {
 		a.cluster.objects.Unregister(pod.UID)
 		a.cluster.report.Forget(pod.UID)
+		a.exclusive.Poke()
 	}
 }
 
@@ -335,8 +377,28 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		}
 		d.Want(ctx, want)
 		last = next
-		a.refreshClasses(want.Pods)
+		a.refreshClasses(a.allocated(want.Pods))
 	}
+}
+
+// allocated are pods with what they are allocated, which is not what their
+// sources want while a resize waits.
+func (a *Agent) allocated(pods []*v1.Pod) []*v1.Pod {
+	if a.ledger == nil {
+		return pods
+	}
+	known := map[types.UID]*v1.Pod{}
+	for _, pod := range a.ledger.Pods() {
+		known[pod.UID] = pod
+	}
+	out := make([]*v1.Pod, 0, len(pods))
+	for _, pod := range pods {
+		if k := known[pod.UID]; k != nil {
+			pod = k
+		}
+		out = append(out, pod)
+	}
+	return out
 }
 
 // refreshClasses sets the shares of the QoS levels to what their pods request.

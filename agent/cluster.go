@@ -59,8 +59,9 @@ type Cluster struct {
 	// API is the kubelet's, on port 10250.
 	API API
 	// Admit checks new pods.
-	Admit    *admit.Checker
-	Pressure Pressure
+	Admit     *admit.Checker
+	Pressure  Pressure
+	Resources Resources
 }
 
 // Identity is the node's certificates.
@@ -102,6 +103,7 @@ type cluster struct {
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
 	events    record.EventBroadcaster
+	timeout   time.Duration // of a request to the runtime
 	log       *slog.Logger
 	// nodeChanged receives when the node's object has changed; capacity one.
 	nodeChanged chan struct{}
@@ -113,7 +115,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	k := &cluster{
 		events: events,
 		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
-		log: a.config.Log, nodeChanged: make(chan struct{}, 1),
+		timeout: a.config.RuntimeTimeout, log: a.config.Log, nodeChanged: make(chan struct{}, 1),
 	}
 	core := c.Client.CoreV1().RESTClient()
 	k.pods = podsource.New(core, k.nodeName, k.log)
@@ -136,7 +138,11 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 		return nil, err
 	}
 	c.Node.Client, c.Node.Name, c.Node.Log = c.Client, k.nodeName, k.log
-	c.Node.Facts = func(ctx context.Context) node.Facts { return k.facts(ctx, a.pressure) }
+	c.Node.Facts = func(ctx context.Context) node.Facts {
+		f := k.facts(ctx, a.pressure)
+		f.Capacity, f.Allocatable = k.resources(a.exclusive)
+		return f
+	}
 	c.Node.Object = func() (*v1.Node, bool) { return k.node.Get("", k.nodeName) }
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
@@ -223,14 +229,25 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *
 
 // current is the node as last seen, with the allocatable resources of now. One
 // that is not registered yet is what it will register as.
-func (k *cluster) current() *v1.Node {
+func (k *cluster) current(e *exclusive) *v1.Node {
 	object, ok := k.node.Get("", k.nodeName)
 	if !ok {
 		object = &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.nodeName, Labels: k.config.Node.Labels}}
 	}
 	n := *object
-	n.Status.Capacity, n.Status.Allocatable = k.config.Facts.Capacity, k.config.Facts.Allocatable
+	n.Status.Capacity, n.Status.Allocatable = k.resources(e)
 	return &n
+}
+
+// resources are the node's, with the devices of now. What made them once makes
+// them again: a device is no reason that anything else does not add up.
+func (k *cluster) resources(e *exclusive) (capacity, allocatable v1.ResourceList) {
+	r, err := e.config.Capacity(e.plugins.Capacity())
+	if err != nil {
+		k.log.Warn("the node's devices are not in its capacity", "err", err)
+		return k.config.Facts.Capacity, k.config.Facts.Allocatable
+	}
+	return r.Capacity, r.Allocatable
 }
 
 func (k *cluster) tellNode() {
@@ -257,7 +274,7 @@ func (k *cluster) assign(ctx context.Context) error {
 		if !ok || len(object.Spec.PodCIDRs) == 0 || slices.Equal(told, object.Spec.PodCIDRs) {
 			continue
 		}
-		call, cancel := context.WithTimeout(ctx, runtimeTimeout)
+		call, cancel := context.WithTimeout(ctx, k.timeout)
 		_, err := k.runtime.UpdateRuntimeConfig(call, &runtimeapi.UpdateRuntimeConfigRequest{RuntimeConfig: &runtimeapi.RuntimeConfig{
 			NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: strings.Join(object.Spec.PodCIDRs, ",")},
 		}})
@@ -272,9 +289,16 @@ func (k *cluster) assign(ctx context.Context) error {
 	}
 }
 
+// declared are features that the API server and the scheduler rely on only
+// where a node has them (k8s.io/component-helpers/nodedeclaredfeatures).
+var declared = []string{
+	"ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers",
+}
+
 // facts gathers what changes of a node.
 func (k *cluster) facts(ctx context.Context, p *pressure) node.Facts {
 	f := k.config.Facts
+	f.DeclaredFeatures = declared
 	f.MemoryPressure, f.DiskPressure, f.PIDPressure = p.under(v1.NodeMemoryPressure), p.under(v1.NodeDiskPressure), p.under(v1.NodePIDPressure)
 	version, err := k.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {

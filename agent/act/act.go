@@ -83,6 +83,16 @@ type Cluster interface {
 	Handler(runtimeClass string) (string, error)
 }
 
+// Exclusive is what containers have to themselves: CPUs, memory, devices.
+type Exclusive interface {
+	// PreStart prepares a container's devices, and Apply puts what it has into
+	// its configuration.
+	PreStart(ctx context.Context, pod *v1.Pod, container *v1.Container) error
+	Apply(pod *v1.Pod, container *v1.Container, config *runtimeapi.ContainerConfig)
+	// Poke tells that a container was started.
+	Poke()
+}
+
 // Parts are what an Actor works with.
 type Parts struct {
 	Sandboxes  Sandboxes
@@ -94,6 +104,8 @@ type Parts struct {
 	Hooks      Hooks
 	// Cluster is asked for pods of an API server; nil: there is none.
 	Cluster Cluster
+	// Exclusive may be nil: then no container has anything to itself.
+	Exclusive Exclusive
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces

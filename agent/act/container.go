@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -152,7 +151,15 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 	if c.Mounts, err = podspec.VolumeMounts(s.Container, env, sources); err != nil {
 		return nil, err
 	}
-	return podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
+	config, err := podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
+	if err != nil || a.Exclusive == nil {
+		return config, err
+	}
+	if err := a.Exclusive.PreStart(ctx, pod.Pod, s.Container); err != nil {
+		return nil, err
+	}
+	a.Exclusive.Apply(pod.Pod, s.Container, config)
+	return config, nil
 }
 
 // mountSources makes the files that a container mounts beside its volumes.
@@ -280,6 +287,9 @@ func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id st
 		return asError("RunContainerError", err)
 	}
 	failpoint.Hit("agent/container-started")
+	if a.Exclusive != nil {
+		a.Exclusive.Poke()
+	}
 	a.tell(pod, s, v1.EventTypeNormal, "Started", "Container started")
 	return nil
 }
@@ -299,7 +309,9 @@ func (a *Actor) postStart(ctx context.Context, pod Pod, s plan.StartContainer, i
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	a.tell(pod, s, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %s", strings.TrimSpace(msg+" "+err.Error()))
+	// What the hook said may be secret; it is for the node's log alone.
+	a.config.Log.Warn("a postStart hook failed", "pod", pod.Namespace+"/"+pod.Name, "container", s.Container.Name, "output", msg, "err", err)
+	a.tell(pod, s, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
 	target := Target{Pod: pod, Spec: s.Container, Container: observed.Container{ID: id, Name: s.Container.Name}}
 	target.Deadline = graceFrom(pod.Pod, nil)
 	if killErr := a.Kill(ctx, target, plan.KillContainer{ID: id, Name: s.Container.Name, Reason: "FailedPostStartHook", Message: "FailedPostStartHook"}, nil); killErr != nil {

@@ -96,10 +96,12 @@ func (a *Actor) preStop(ctx context.Context, t Target) {
 	call, cancel := context.WithDeadline(ctx, t.Deadline)
 	defer cancel()
 	end := t.Pod.Timeline.Begin(timeline.PreHook, t.Container.Name)
-	_, err := a.Hooks.Run(call, t.Pod.Pod, spec, hook, t.Container.ID, t.Pod.FirstIP())
+	msg, err := a.Hooks.Run(call, t.Pod.Pod, spec, hook, t.Container.ID, t.Pod.FirstIP())
 	end(err)
 	if err != nil && ctx.Err() == nil {
-		a.Events.Container(t.Pod.Pod, t.Container.Name, t.Init, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %s", err)
+		// What the hook said may be secret; it is for the node's log alone.
+		a.config.Log.Warn("a preStop hook failed", "pod", t.Pod.Namespace+"/"+t.Pod.Name, "container", t.Container.Name, "output", msg, "err", err)
+		a.Events.Container(t.Pod.Pod, t.Container.Name, t.Init, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
 	}
 }
 

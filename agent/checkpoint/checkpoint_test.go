@@ -9,9 +9,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/phase"
 	"github.com/berth-io/berth/agent/plan"
@@ -22,6 +24,7 @@ import (
 func full(uid string) checkpoint.Pod {
 	at := time.Unix(1_000_000, 0).UTC()
 	grace := int64(3)
+	has := v1.ResourceRequirements{Limits: v1.ResourceList{v1.ResourceCPU: resource.MustParse("20m"), v1.ResourceMemory: resource.MustParse("1Gi")}}
 	return checkpoint.Pod{
 		Pod: &v1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "default", UID: types.UID(uid)},
@@ -35,6 +38,10 @@ func full(uid string) checkpoint.Pod {
 		Probes:    map[string]probe.Result{"a": {ContainerID: "c", Started: true, Ready: true, Alive: true, Grace: &grace, At: at}},
 		Steps:     []timeline.Step{{Name: timeline.Pull, Container: "a", Start: at, End: at.Add(time.Second), Error: "e"}},
 		BootID:    "boot",
+		Actuated: allocation.Actuated{
+			Cgroup:     &allocation.Resources{Pod: &has, Containers: map[string]v1.ResourceRequirements{"a": has}},
+			Containers: map[string]v1.ResourceRequirements{"id": has},
+		},
 	}
 }
 

@@ -1,9 +1,12 @@
 package dispatch
 
 import (
+	"slices"
+
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/worker"
 )
@@ -20,7 +23,7 @@ func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker 
 	if d.config.Admit == nil || leaving(w.pod) || d.runs(uid) {
 		return made()
 	}
-	decision := d.config.Admit(w.pod, d.active(starting))
+	decision := d.decide(w.pod, starting)
 	if r := decision.Rejection; r != nil {
 		d.config.Parts.Events.Pod(w.pod, v1.EventTypeWarning, r.Reason, "%s", r.Message)
 		k := made()
@@ -35,6 +38,32 @@ func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker 
 	}
 	d.held[uid] = w
 	return nil
+}
+
+// decide decides about a new pod. While it does nobody else is given what is
+// free: a pod that grows needs it as well.
+func (d *Dispatcher) decide(pod *v1.Pod, starting []*worker.Worker) (decision admit.Decision) {
+	allocations := d.config.Parts.Allocations
+	if allocations == nil {
+		return d.config.Admit(pod, d.active(starting))
+	}
+	allocations.Admit(pod, func(others []*v1.Pod) bool {
+		decision = d.config.Admit(pod, together(others, d.active(starting)))
+		return decision.Rejection == nil && len(decision.Victims) == 0
+	})
+	return decision
+}
+
+// together are the pods that were allocated something, as that is counted, and
+// those whose workers have not told of it yet.
+func together(counted, active []*v1.Pod) []*v1.Pod {
+	out := slices.Clone(counted)
+	for _, pod := range active {
+		if !slices.ContainsFunc(counted, func(p *v1.Pod) bool { return p.UID == pod.UID }) {
+			out = append(out, pod)
+		}
+	}
+	return out
 }
 
 // leaving tells whether a pod is not to start anyway.

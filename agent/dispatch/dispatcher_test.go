@@ -19,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
+	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
@@ -81,6 +82,7 @@ func (w *world) startAgent() {
 				Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: &fakehost.Hooks{}, Events: events,
 			}, act.Config{Node: node, Parallel: 4, RuntimeTimeout: 2 * time.Minute, Log: log}),
 			Observations: store, Events: events, Checkpoints: kept,
+			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
 		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log,

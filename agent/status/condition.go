@@ -63,10 +63,6 @@ func Adopt(node, api v1.PodStatus) v1.PodStatus {
 			out.Conditions = append(out.Conditions, c)
 		}
 	}
-	// A node may be the one that disrupts the pod: then nobody else has said it.
-	if c := find(node.Conditions, v1.DisruptionTarget); c != nil && find(out.Conditions, c.Type) == nil {
-		out.Conditions = append(out.Conditions, *c)
-	}
 	if terminal(api.Phase) && node.Phase != api.Phase {
 		// A pod does not leave a phase that nothing runs in, nor change it.
 		out.Phase, out.Reason, out.Message = api.Phase, api.Reason, api.Message

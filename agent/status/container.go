@@ -18,7 +18,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 			carryOver(in, previous, &s)
 		}
 		if s.State == (v1.ContainerState{}) {
-			s.State.Waiting = waiting(in, spec.Name, init)
+			s.State.Waiting = waiting(in, spec.Name)
 		}
 		s.Started = new(false)
 		return s
@@ -28,6 +28,9 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.ImageID = cur.ImageRef
 	s.Resources = resources(in, spec, cur)
 	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
+	if in.Health != nil {
+		s.AllocatedResourcesStatus = in.Health(string(in.Pod.UID), spec.Name)
+	}
 	if cur.Image != "" {
 		s.Image = cur.Image
 	}
@@ -39,7 +42,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	if old := in.Observed.Previous(cur); old != nil {
 		s.LastTerminationState.Terminated = terminated(in, old)
 	}
-	state(in, cur, init, &s)
+	state(in, cur, &s)
 	ready(in, spec, cur, init, &s)
 	return s
 }
@@ -54,7 +57,7 @@ func ephemeral(in Input, spec *v1.EphemeralContainer) v1.ContainerStatus {
 
 // state tells running, terminated or waiting. A container that has ended and
 // is going to be started again, but not yet, is waiting.
-func state(in Input, cur *observed.Container, init bool, s *v1.ContainerStatus) {
+func state(in Input, cur *observed.Container, s *v1.ContainerStatus) {
 	switch cur.State {
 	case observed.Running:
 		s.State.Running = &v1.ContainerStateRunning{StartedAt: metav1.Time{Time: cur.StartedAt}}
@@ -69,7 +72,7 @@ func state(in Input, cur *observed.Container, init bool, s *v1.ContainerStatus) 
 		s.State.Waiting = &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
 		return
 	}
-	s.State.Waiting = waiting(in, cur.Name, init)
+	s.State.Waiting = waiting(in, cur.Name)
 }
 
 func ready(in Input, spec *v1.Container, cur *observed.Container, init bool, s *v1.ContainerStatus) {
@@ -103,17 +106,20 @@ func terminated(in Input, c *observed.Container) *v1.ContainerStateTerminated {
 }
 
 // waiting says why a container that does not exist yet does not run.
-func waiting(in Input, name string, init bool) *v1.ContainerStateWaiting {
+func waiting(in Input, name string) *v1.ContainerStateWaiting {
 	if w, ok := in.Waiting[name]; ok {
 		return &v1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
 	}
+	// The init containers, too, wait for the pod to be initialized: the
+	// kubelet's words.
+	w := &v1.ContainerStateWaiting{Reason: "ContainerCreating"}
+	if len(in.Pod.Spec.InitContainers) > 0 {
+		w.Reason = "PodInitializing"
+	}
 	if in.Problem != nil {
-		return &v1.ContainerStateWaiting{Reason: "ContainerCreating", Message: in.Problem.Message}
+		w.Message = in.Problem.Message
 	}
-	if len(in.Pod.Spec.InitContainers) > 0 && (!init || in.Pod.Spec.InitContainers[0].Name != name) {
-		return &v1.ContainerStateWaiting{Reason: "PodInitializing"}
-	}
-	return &v1.ContainerStateWaiting{Reason: "ContainerCreating"}
+	return w
 }
 
 const notLocated = "The container could not be located when the pod was terminated"

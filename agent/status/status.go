@@ -41,9 +41,11 @@ type Input struct {
 	Disruption []v1.PodCondition
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
-	HostIPs             []string
-	RuntimeName         string // the scheme of container IDs
-	QOSClass            v1.PodQOSClass
+	// Health tells of the devices of a container; nil: nobody knows of any.
+	Health      func(podUID, container string) []v1.ResourceStatus
+	HostIPs     []string
+	RuntimeName string // the scheme of container IDs
+	QOSClass    v1.PodQOSClass
 	// Actuated is what the pod's cgroups are set to.
 	Actuated allocation.Actuated
 	// ResizePending and ResizeInProgress are the conditions of a resize, but for

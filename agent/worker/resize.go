@@ -51,7 +51,11 @@ func (w *Worker) restoreResize(kept checkpoint.Pod) {
 
 // tellAllocation tells the node's ledger what the pod is now.
 func (w *Worker) tellAllocation() {
-	if w.parts.Allocations != nil {
+	switch {
+	case w.parts.Allocations == nil:
+	case w.state.released:
+		w.parts.Allocations.Remove(w.uid) // whatever becomes of its object
+	default:
 		w.parts.Allocations.Set(w.Pod(), w.Poke)
 	}
 }

@@ -169,7 +169,7 @@ func TestAFailedPostStartHookKillsTheContainer(t *testing.T) {
 		p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PostStart: execHandler("fail")}
 		k := w.start(p)
 		w.wantRunning()
-		w.wantEvent("FailedPostStartHook", "exited with 1")
+		w.wantEvent("FailedPostStartHook", "PostStartHook failed")
 		if got := waitingReason(k, "a"); got != "PostStartHookError" {
 			t.Errorf("waiting for %q", got)
 		}

@@ -85,7 +85,7 @@ func TestAPreStopHookRunsBeforeTheSignalAndWithinTheGracePeriod(t *testing.T) {
 		mark := w.mark()
 		k.Stop(stopIn(30))
 		w.wantRunning("a")
-		w.wantEvent("FailedPreStopHook", "exited with 1")
+		w.wantEvent("FailedPreStopHook", "PreStopHook failed")
 		time.Sleep(20 * time.Second)
 		w.wantCalls(mark, "StopContainer b 30s", "StopContainer a 10s")
 		time.Sleep(10 * time.Second)

@@ -46,6 +46,8 @@ type Observations interface {
 
 // Allocations tell what the node has given to its pods.
 type Allocations interface {
+	// Admit adds a new pod if check lets it, which is given all others.
+	Admit(pod *v1.Pod, check func(others []*v1.Pod) bool) bool
 	// Set tells what a pod is allocated and has. Wake is called when the answer
 	// to Resize has changed.
 	Set(pod *v1.Pod, wake func())
@@ -72,6 +74,8 @@ type Config struct {
 	HostIPs     []string
 	RuntimeName string
 	BootID      string
+	// Health tells of the devices of a container; nil: nobody knows of any.
+	Health func(podUID, container string) []v1.ResourceStatus
 	// Report is called after the pod's status changed, or Settled did. It must
 	// not wait for anything; nil: nobody wants to know.
 	Report func(Report)
@@ -342,9 +346,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	for {
 		wake := w.settle(ctx)
 		if w.state.phase == phase.Finished {
-			if w.parts.Allocations != nil {
-				w.parts.Allocations.Remove(w.uid)
-			}
+			w.tellAllocation()
 			close(w.done)
 			return nil
 		}

@@ -31,7 +31,7 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
   - name: web
-    image: registry.test/busybox:1
+    image: registry.test/box:1
     command: [sh, -c, 'mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www']
     readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
 `
@@ -46,7 +46,7 @@ func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
 	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth}, {Kind: cluster.Stock}}})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	kubectl := func(args ...string) string {
+	kubectl := func(t *testing.T, args ...string) string {
 		t.Helper()
 		out, err := c.Kubectl(ctx, args...)
 		if err != nil {
@@ -58,25 +58,26 @@ func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
 	if err := os.WriteFile(manifest, []byte(pods+fmt.Sprintf(pod, "n1")+fmt.Sprintf(pod, "n2")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	kubectl("apply", "-f", manifest)
-	kubectl("wait", "--for=condition=Ready", "--timeout=60s", "pod/web-n1", "pod/web-n2")
+	kubectl(t, "apply", "-f", manifest)
+	kubectl(t, "wait", "--for=condition=Ready", "--timeout=60s", "pod/web-n1", "pod/web-n2")
 	for from, to := range map[string]string{"n1": "n2", "n2": "n1"} {
 		t.Run("from "+from, func(t *testing.T) {
-			address := kubectl("get", "pod", "web-"+to, "-o", "jsonpath={.status.podIP}")
-			if got := kubectl("exec", "web-"+from, "--", "wget", "-qO-", "-T5", "http://"+address); got != "web-"+to {
+			address := kubectl(t, "get", "pod", "web-"+to, "-o", "jsonpath={.status.podIP}")
+			if got := kubectl(t, "exec", "web-"+from, "--", "testbox", "get", "http://"+address); got != "web-"+to {
 				t.Errorf("the pod on %s says %q", to, got)
 			}
-			// Each of the service's pods answers within some tries.
-			script := "for i in $(seq 30); do wget -qO- -T5 http://web.default.svc.cluster.local || exit 1; done"
-			answers := kubectl("exec", "web-"+from, "--", "sh", "-c", script)
-			for _, name := range []string{"web-n1", "web-n2"} {
-				if !strings.Contains(answers, name) {
-					t.Errorf("the service never sends to %s: %s", name, strings.Join(strings.Fields(answers), " "))
+			// A node hears of the service's pods when it does.
+			answers := map[string]bool{}
+			harness.Eventually(t, 20*time.Second, "both pods answer for the service", func() string {
+				answers[kubectl(t, "exec", "web-"+from, "--", "testbox", "get", "http://web.default.svc.cluster.local")] = true
+				if !answers["web-n1"] || !answers["web-n2"] {
+					return fmt.Sprintf("answers: %v", answers)
 				}
-			}
+				return ""
+			})
 		})
 	}
-	kubectl("delete", "-f", manifest)
+	kubectl(t, "delete", "-f", manifest)
 	c.CheckNothingLeft(t)
 	t.Run("a cluster that is gone leaves nothing on the machine", func(t *testing.T) {
 		if err := cluster.Down(c.Config.Name); err != nil {

@@ -55,26 +55,29 @@ func (b *Builder) CRITest() (map[string]v1.Image, error) {
 	return out, nil
 }
 
-// toolsLayer is Debian's busybox, the one with shared libraries.
+// toolsLayer is Debian's busybox, the one with shared libraries, and what specs
+// call that it lacks.
 func (b *Builder) toolsLayer() (v1.Layer, error) {
-	busybox := ""
-	for _, dir := range []string{"bin", "usr/bin"} {
-		path := filepath.Join(b.Debs, dir, "busybox")
-		if _, err := os.Stat(path); err == nil {
-			busybox = path
-		}
-	}
-	if busybox == "" {
-		return nil, fmt.Errorf("no busybox below %s (scripts/setup critest unpacks one)", b.Debs)
-	}
 	t := newTree()
-	if err := b.libraries(t, busybox); err != nil {
-		return nil, err
-	}
-	if err := busyboxTree(t, busybox); err != nil {
+	if err := b.sharedBusybox(t); err != nil {
 		return nil, err
 	}
 	return b.toolsOf(t)
+}
+
+// sharedBusybox adds the busybox that is unpacked in Debs.
+func (b *Builder) sharedBusybox(t *tree) error {
+	for _, dir := range []string{"bin", "usr/bin"} {
+		path := filepath.Join(b.Debs, dir, "busybox")
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if err := busyboxTree(t, path); err != nil {
+			return err
+		}
+		return b.libraries(t, path)
+	}
+	return fmt.Errorf("no busybox below %s (scripts/setup critest unpacks one)", b.Debs)
 }
 
 // toolsOf adds what specs call that busybox lacks.

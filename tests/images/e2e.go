@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -39,14 +38,12 @@ func (b *Builder) E2E() (map[string]v1.Image, error) {
 	return out, nil
 }
 
-// e2eTools is busybox with the shell of sh/sh.c.
+// e2eTools is Debian's busybox with the shell of sh/sh.c: the one with shared
+// libraries, since the static one's shell would run its own nc, and its wget
+// cannot look up names.
 func (b *Builder) e2eTools() (v1.Layer, error) {
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return nil, fmt.Errorf("%w (scripts/setup test installs busybox-static)", err)
-	}
 	t := newTree()
-	if err := busyboxTree(t, busybox); err != nil {
+	if err := b.sharedBusybox(t); err != nil {
 		return nil, err
 	}
 	if err := t.host("bin/sh", filepath.Join(b.Bin, "sh")); err != nil {
@@ -100,9 +97,9 @@ func (b *Builder) addAgnhost(out map[string]v1.Image, tools v1.Layer) error {
 		return err
 	}
 	programs := newTree()
-	for path, program := range map[string]string{"agnhost": "agnhost", "coredns": "coredns"} {
-		if err := programs.host(path, filepath.Join(b.Peers, program)); err != nil {
-			return fmt.Errorf("%w (made by: make e2e)", err)
+	for _, name := range []string{"agnhost", "coredns", "localhost.crt", "localhost.key"} {
+		if err := programs.host(name, filepath.Join(b.Peers, name)); err != nil {
+			return fmt.Errorf("%w (made by: make e2e-images)", err)
 		}
 	}
 	programs.symlink("agnhost-2", "agnhost")

@@ -58,9 +58,11 @@ state = %[2]q
   plugin_config_path = %[9]q
 `
 
-// containerdNetwork is the list that containerd's own documentation installs.
+// containerdNetwork is the list that containerd's own documentation installs,
+// but with hairpins instead of promiscuous mode: a pod reaches itself through a
+// service.
 const containerdNetwork = `{"cniVersion": "1.0.0", "name": "containerd-net", "plugins": [
-  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "promiscMode": true,
+  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}

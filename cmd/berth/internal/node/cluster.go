@@ -34,7 +34,7 @@ import (
 
 // newCluster is how the node belongs to the kubelet's cluster; nil: there is
 // none. It waits for nobody.
-func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Resources, log *slog.Logger) (*agent.Cluster, error) {
+func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources, resources machine.Resources, log *slog.Logger) (*agent.Cluster, error) {
 	if k == nil {
 		return nil, nil
 	}
@@ -91,11 +91,12 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, resources machine.Re
 		Facts: node.Facts{
 			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
 		},
-		Objects:  objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
-		API:      api,
-		Images:   imageSettings(k),
-		Admit:    checks,
-		Pressure: pressure,
+		Objects:   objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
+		API:       api,
+		Images:    imageSettings(k),
+		Admit:     checks,
+		Pressure:  pressure,
+		Resources: own,
 	}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/berth-io/berth/agent/kubeletconfig"
 	"github.com/berth-io/berth/agent/podspec"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 )
@@ -19,7 +20,11 @@ import (
 const maxPods = 110
 
 // podNode gathers what pods inherit from this host, but for its resources.
-func podNode(c config.Config) (podspec.Node, error) {
+func podNode(c config.Config, k *kubeletconfig.Config) (podspec.Node, error) {
+	resolvConf := "/etc/resolv.conf"
+	if k != nil && k.ResolverConfig != nil {
+		resolvConf = *k.ResolverConfig
+	}
 	ips := c.NodeIPs
 	if len(ips) == 0 {
 		var err error
@@ -27,7 +32,7 @@ func podNode(c config.Config) (podspec.Node, error) {
 			return podspec.Node{}, err
 		}
 	}
-	resolv, err := os.ReadFile("/etc/resolv.conf")
+	resolv, err := os.ReadFile(resolvConf)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return podspec.Node{}, fmt.Errorf("read the host's resolv.conf: %w", err)
 	}
@@ -38,7 +43,7 @@ func podNode(c config.Config) (podspec.Node, error) {
 	return podspec.Node{
 		Name: c.NodeName, HostIPs: ips, ClusterDNS: c.ClusterDNS, ClusterDomain: c.ClusterDomain, HostResolv: resolv,
 		PodLogsDir: c.PodLogsDir, KubeletDir: c.KubeletDir, SeccompDir: filepath.Join(c.KubeletDir, "seccomp"),
-		MaskedPaths: throttles,
+		MaskedPaths: throttles, SeccompDefault: k != nil && *k.SeccompDefault,
 	}, nil
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 	"github.com/berth-io/berth/cni/plugin"
@@ -152,7 +153,7 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 			c.ClusterDNS = kubelet.ClusterDNS
 		}
 	}
-	host, err := podNode(c)
+	host, err := podNode(c, kubelet)
 	if err != nil {
 		return nil, err
 	}
@@ -164,12 +165,23 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
-	resources, err := nodeResources(info, kubelet, c.KubeletDir)
+	if kubelet != nil && *kubelet.FailSwapOn && info.SwapBytes > 0 {
+		return nil, errors.New("running with swap on is not supported: switch it off (swapoff -a), or set failSwapOn to false")
+	}
+	reserved, disk, err := reservation(info, kubelet, c.KubeletDir)
+	if err != nil {
+		return nil, err
+	}
+	resources, err := machine.Capacity(info, reserved, disk, machine.Devices{})
 	if err != nil {
 		return nil, err
 	}
 	host.Allocatable = resources.Allocatable
-	cluster, err := newCluster(kubelet, host, resources, log)
+	own, err := ownResources(kubelet, info, reserved, disk, resources)
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := newCluster(kubelet, host, own, resources, log)
 	if err != nil {
 		return nil, err
 	}
@@ -177,13 +189,34 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
-		Cgroups: cgroupConfig(c, kubelet, info, resources),
-		BootID:  boot, Log: log, Cluster: cluster,
+		Cgroups: cgroupConfig(c, kubelet, info, resources), Reserved: reservedCgroups(kubelet, reserved),
+		Backoff: backoff(kubelet), RuntimeTimeout: requestTimeout(kubelet),
+		BootID: boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
 		return nil, named("agent", err)
 	}
 	return a, nil
+}
+
+// backoff is that of restarts: the kubelet's, or what it is told.
+func backoff(k *kubeletconfig.Config) plan.Backoff {
+	b := plan.KubeletBackoff
+	if k == nil || k.CrashLoopBackOff.MaxContainerRestartPeriod == nil {
+		return b
+	}
+	b.Max = k.CrashLoopBackOff.MaxContainerRestartPeriod.Duration
+	b.Base, b.ResetAfter = min(b.Base, b.Max), 2*max(b.Max, 5*time.Minute)
+	return b
+}
+
+// requestTimeout bounds a request to the runtime: the kubelet's default, or
+// what it is told.
+func requestTimeout(k *kubeletconfig.Config) time.Duration {
+	if k == nil {
+		return 2 * time.Minute
+	}
+	return k.RuntimeRequestTimeout.Duration
 }
 
 // ready tells the service manager once every pod has its worker again.

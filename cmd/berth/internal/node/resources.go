@@ -12,47 +12,102 @@ import (
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
 	"k8s.io/utils/cpuset"
 
+	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/kubeletconfig"
 	"github.com/berth-io/berth/agent/qos"
+	"github.com/berth-io/berth/agent/resources"
+	"github.com/berth-io/berth/agent/resources/cpus"
 	"github.com/berth-io/berth/agent/resources/machine"
+	"github.com/berth-io/berth/agent/resources/memory"
+	"github.com/berth-io/berth/agent/resources/numa"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
 )
 
-// nodeResources are what the machine has for pods. Without a kubelet's
-// configuration nothing is reserved.
-func nodeResources(info *machine.Info, k *kubeletconfig.Config, kubeletDir string) (machine.Resources, error) {
-	disk, err := diskBytes(kubeletDir)
-	if err != nil {
-		return machine.Resources{}, err
+// reservation is what of the machine pods may not use, and the size of the file
+// system that they share. Without a kubelet's configuration nothing is reserved.
+func reservation(info *machine.Info, k *kubeletconfig.Config, kubeletDir string) (r machine.Reservation, disk int64, err error) {
+	if disk, err = diskBytes(kubeletDir); err != nil {
+		return r, 0, err
 	}
 	if k == nil {
-		return machine.Capacity(info, machine.Reservation{MaxPods: maxPods}, disk, machine.Devices{})
+		return machine.Reservation{MaxPods: maxPods}, disk, nil
 	}
-	r := machine.Reservation{MaxPods: k.MaxPods, PodsPerCore: k.PodsPerCore}
+	r = machine.Reservation{MaxPods: k.MaxPods, PodsPerCore: k.PodsPerCore}
 	if r.System, err = quantities("systemReserved", k.SystemReserved); err != nil {
-		return machine.Resources{}, err
+		return r, 0, err
 	}
 	if r.Kube, err = quantities("kubeReserved", k.KubeReserved); err != nil {
-		return machine.Resources{}, err
+		return r, 0, err
 	}
 	if !k.IgnoreEvictionThreshold {
 		if r.Eviction, err = keptFree(k.EvictionHard, info.MemoryBytes, disk); err != nil {
-			return machine.Resources{}, err
+			return r, 0, err
 		}
 	}
-	if k.ReservedSystemCPUs != "" {
-		cpus, err := cpuset.Parse(k.ReservedSystemCPUs)
-		if err != nil {
-			return machine.Resources{}, fmt.Errorf("reservedSystemCPUs: %w", err)
-		}
-		r = r.WithReservedCPUs(cpus.Size())
+	reserved, err := reservedCPUs(k)
+	if err != nil {
+		return r, 0, err
 	}
 	if k.LocalStorageCapacityIsolation != nil && !*k.LocalStorageCapacityIsolation {
 		disk = 0
 	}
-	return machine.Capacity(info, r, disk, machine.Devices{})
+	return r.WithReservedCPUs(reserved.Size()), disk, nil
+}
+
+func reservedCPUs(k *kubeletconfig.Config) (cpuset.CPUSet, error) {
+	set, err := cpuset.Parse(k.ReservedSystemCPUs)
+	if err != nil {
+		return set, fmt.Errorf("reservedSystemCPUs: %w", err)
+	}
+	return set, nil
+}
+
+// reservedCgroups are those of enforceNodeAllocatable that others made.
+func reservedCgroups(k *kubeletconfig.Config, r machine.Reservation) map[string]agent.Reserved {
+	out := map[string]agent.Reserved{}
+	if k == nil {
+		return out
+	}
+	for _, level := range []struct {
+		name, cgroup string
+		list         v1.ResourceList
+	}{{"kube-reserved", k.KubeReservedCgroup, r.Kube}, {"system-reserved", k.SystemReservedCgroup, r.System}} {
+		whole := slices.Contains(k.EnforceNodeAllocatable, level.name)
+		if whole || slices.Contains(k.EnforceNodeAllocatable, level.name+"-compressible") {
+			out[level.cgroup] = agent.Reserved{Resources: level.list, CompressibleOnly: !whole}
+		}
+	}
+	return out
+}
+
+// ownResources is what containers can have to themselves.
+func ownResources(k *kubeletconfig.Config, info *machine.Info, r machine.Reservation, disk int64, all machine.Resources) (agent.Resources, error) {
+	if k == nil {
+		return agent.Resources{}, nil
+	}
+	reserved, err := reservedCPUs(k)
+	if err != nil {
+		return agent.Resources{}, err
+	}
+	byNode := map[int]v1.ResourceList{}
+	for _, m := range k.ReservedMemory {
+		byNode[int(m.NumaNode)] = m.Limits
+	}
+	return agent.Resources{
+		Allocator: resources.Config{
+			Machine: info,
+			CPUs: cpus.Config{
+				Policy: k.CPUManagerPolicy, Options: k.CPUManagerPolicyOptions, ReservedMilli: all.Reserved.Cpu().MilliValue(), ReservedCPUs: reserved,
+				AlphaOptions: k.Enabled("CPUManagerPolicyAlphaOptions"), NoBetaOptions: !k.Enabled("CPUManagerPolicyBetaOptions"),
+			},
+			Memory:   memory.Config{Policy: k.MemoryManagerPolicy, Reserved: byNode, Total: all.Reserved},
+			Topology: numa.Config{Policy: k.TopologyManagerPolicy, Scope: k.TopologyManagerScope, Options: k.TopologyManagerPolicyOptions},
+		},
+		Capacity: func(d machine.Devices) (machine.Resources, error) { return machine.Capacity(info, r, disk, d) },
+	}, nil
 }
 
 func quantities(field string, texts map[string]string) (v1.ResourceList, error) {
@@ -129,6 +184,12 @@ func cgroupConfig(c config.Config, k *kubeletconfig.Config, info *machine.Info, 
 		NoCPUQuota: !*k.CPUCFSQuota, CPUPeriod: k.CPUCFSQuotaPeriod.Duration,
 		SingleProcessOOMKill: k.SingleProcessOOMKill != nil && *k.SingleProcessOOMKill,
 		Swap:                 qos.SwapBehavior(k.MemorySwap.SwapBehavior),
+	}
+	if k.Enabled("MemoryQoS") {
+		t.Enforcement.MemoryQoS = &qos.MemoryQoS{
+			ThrottlingFactor: *k.MemoryThrottlingFactor, Tiered: k.MemoryReservationPolicy == kubeletv1beta1.TieredReservationMemoryReservationPolicy,
+			AllocatableBytes: r.Allocatable.Memory().Value(),
+		}
 	}
 	return t
 }
