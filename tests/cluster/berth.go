@@ -2,7 +2,10 @@ package cluster
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
@@ -47,7 +50,7 @@ func (n *Node) berth() berthConfig {
 			ClusterDomain:    dnsDomain,
 			Network:          harness.Network{Bridge: "berth0"},
 			NRI:              harness.NRI{SocketPath: n.RunDir + "/nri.sock", PluginPath: n.path("nri"), ConfigPath: n.path("nri")},
-			LogLevel:         "debug",
+			LogLevel:         cmp.Or(n.config.LogLevel, "debug"),
 		},
 		Kubeconfig:    n.kubeconfig(),
 		KubeletConfig: n.kubeletConfig(),
@@ -60,6 +63,18 @@ func (n *Node) bin() string { return cmp.Or(n.config.Bin, n.c.Config.Bin) }
 
 // apiSocket is that of the command line.
 func (n *Node) apiSocket() string { return n.RunDir + "/berth.sock" }
+
+// Explain is what the node's own command line says of a pod.
+func (n *Node) Explain(ctx context.Context, namespace, name string) (string, error) {
+	line := append(n.c.InHost(n.Name), n.bin()+"/berth", "explain", "pod", name, "--namespace", namespace)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.Env = append(n.c.environ(), "BERTH_CONFIG="+n.berthFile())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("berth explain pod %s: %w: %s", name, err, out)
+	}
+	return string(out), nil
+}
 
 // startBerth runs the daemon with more environment.
 func (n *Node) startBerth(env ...string) error {

@@ -64,6 +64,8 @@ type NodeConfig struct {
 	Kubelet map[string]any `json:"kubelet,omitempty"`
 	// Bin has other binaries of Berth than the cluster's, for a Berth node.
 	Bin string `json:"bin,omitempty"`
+	// LogLevel of a Berth node; default debug.
+	LogLevel string `json:"logLevel,omitempty"`
 }
 
 func (cfg Config) kinds() []Kind {

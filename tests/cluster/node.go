@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/leak"
 )
 
 const nodeTimeout = 60 * time.Second
@@ -233,4 +234,22 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		return fmt.Errorf("%s is not Ready: %w", n.Name, err)
 	}
 	return nil
+}
+
+// Inside runs a function in the node's network namespace.
+func (n *Node) Inside(f func() error) error { return harness.Inside(n.c.netns(n.Name), f) }
+
+// Processes are those of the node's daemons and of its pods.
+func (n *Node) Processes() ([]harness.Process, error) {
+	pids, err := leak.Processes(leak.Scope{NetNS: "/run/netns/" + n.c.netns(n.Name), CgroupRoot: n.CgroupRoot()})
+	if err != nil {
+		return nil, fmt.Errorf("processes of %s: %w", n.Name, err)
+	}
+	var all []harness.Process
+	for _, pid := range pids {
+		if p, err := harness.ReadProcess(pid); err == nil { // otherwise it has just ended
+			all = append(all, p)
+		}
+	}
+	return all, nil
 }

@@ -36,7 +36,7 @@ func ProcessesIn(scope leak.Scope) ([]Process, error) {
 	}
 	var out []Process
 	for _, pid := range pids {
-		if p, err := process(pid); err == nil { // otherwise it has just ended
+		if p, err := ReadProcess(pid); err == nil { // otherwise it has just ended
 			out = append(out, p)
 		}
 	}
@@ -57,7 +57,8 @@ func (n *Node) Containers() []Process {
 	return out
 }
 
-func process(pid int) (Process, error) {
+// ReadProcess looks at one process of any node.
+func ReadProcess(pid int) (Process, error) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {
