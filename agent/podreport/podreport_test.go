@@ -516,3 +516,61 @@ func TestManyPodsAreReportedAtOnce(t *testing.T) {
 		w.wantCalls()
 	})
 }
+
+func waiting(pod *v1.Pod, reason string) *v1.Pod {
+	p := is(pod, v1.PodPending)
+	p.Status.ContainerStatuses[0].State = v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: reason}}
+	return p
+}
+
+func TestAPodThatIsSoonRunningIsReportedOnce(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.has(apiPod("web"))
+		w.watch()
+		w.report(waiting(apiPod("web"), "ContainerCreating"), false)
+		w.r.PodsChanged() // whatever else happens
+		w.wantCalls()
+		w.report(is(apiPod("web"), v1.PodRunning), false)
+		w.wantCalls("patch web")
+		w.watch()
+		time.Sleep(time.Minute)
+		w.wantCalls()
+		if got := w.in("web").Phase; got != v1.PodRunning {
+			t.Errorf("the pod is %s", got)
+		}
+	})
+}
+
+func TestAPodThatTakesLongerIsReportedMeanwhile(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.has(apiPod("web"))
+		w.watch()
+		w.report(waiting(apiPod("web"), "PodInitializing"), false)
+		w.wantCalls()
+		time.Sleep(time.Second)
+		w.wantCalls("patch web")
+	})
+}
+
+func TestWhatIsMoreThanOnItsWayIsReportedAtOnce(t *testing.T) {
+	crashed := waiting(apiPod("web"), "ContainerCreating")
+	crashed.Status.ContainerStatuses[0].LastTerminationState.Terminated = &v1.ContainerStateTerminated{ExitCode: 1}
+	initializing := waiting(apiPod("web"), "PodInitializing")
+	initializing.Status.InitContainerStatuses = []v1.ContainerStatus{{Name: "i", State: v1.ContainerState{Running: &v1.ContainerStateRunning{}}}}
+	for what, p := range map[string]*v1.Pod{
+		"a pull fails":                waiting(apiPod("web"), "ErrImagePull"),
+		"a container failed before":   crashed,
+		"an init container runs":      initializing,
+		"the pod is being deleted":    deleted(waiting(apiPod("web"), "ContainerCreating")),
+		"no container is known of it": with(apiPod("web"), v1.PodStatus{Phase: v1.PodPending, HostIP: "192.0.2.1"}),
+	} {
+		t.Run(what, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.has(apiPod("web"))
+				w.watch()
+				w.report(p, false)
+				w.wantCalls("patch web")
+			})
+		})
+	}
+}

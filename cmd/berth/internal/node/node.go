@@ -24,6 +24,7 @@ import (
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
+	"github.com/berth-io/berth/cmd/berth/internal/idle"
 	"github.com/berth-io/berth/cni/plugin"
 	"github.com/berth-io/berth/cri"
 	"github.com/berth-io/berth/cri/handler"
@@ -74,6 +75,7 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 		return err
 	}
 	group.Go(func() error { return notify.Watchdog(ctx, alive(c)) })
+	group.Go(func() error { return idle.Run(ctx) })
 	err = group.Wait()
 	if stopErr := notify.Stopping(); stopErr != nil {
 		log.Warn("the service manager does not know that the node stops", "err", stopErr)
