@@ -17,7 +17,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	clientretry "k8s.io/client-go/util/retry"
 )
 
 const (
@@ -77,7 +79,7 @@ func (t *Tokens) Get(ctx context.Context, namespace, serviceAccount string, requ
 		return last.got, nil
 	}
 	t.mu.Unlock()
-	got, err := t.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, request, metav1.CreateOptions{})
+	got, err := t.ask(ctx, namespace, serviceAccount, request)
 	switch {
 	case err == nil:
 		t.keep(k, got)
@@ -94,6 +96,18 @@ func (t *Tokens) Get(ctx context.Context, namespace, serviceAccount string, requ
 		t.known[k] = &token{last.got, time.Now().Add(againAfter)}
 	}
 	return last.got, nil
+}
+
+// soon is how a refusal is asked about again, for half a second: the API
+// server's authorizer of nodes learns of a new pod a moment after its node does.
+var soon = wait.Backoff{Duration: 10 * time.Millisecond, Factor: 2, Jitter: 0.1, Steps: 6}
+
+func (t *Tokens) ask(ctx context.Context, namespace, serviceAccount string, request *authenticationv1.TokenRequest) (got *authenticationv1.TokenRequest, err error) {
+	err = clientretry.OnError(soon, func(err error) bool { return apierrors.IsForbidden(err) && ctx.Err() == nil }, func() error {
+		got, err = t.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, serviceAccount, request, metav1.CreateOptions{})
+		return err
+	})
+	return got, err
 }
 
 func failedToFetch(err error) error {

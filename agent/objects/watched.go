@@ -31,7 +31,7 @@ const (
 
 // retry paces the attempts to watch an object. The first come soon: a node may
 // ask a moment before the API server has noticed that the pod is bound to it.
-var retry = wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 30 * time.Second}
+var retry = wait.Backoff{Duration: 20 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 12, Cap: 30 * time.Second}
 
 // watched keeps the objects of one kind by a watch for each.
 type watched[T object] struct {
