@@ -77,11 +77,15 @@ peers: kubelet containerd
 
 kubelet: bin/peers/kubelet
 
-# For the tests, which go without a kubelet and a cluster where their modules
-# cannot be had. On two cores they take a quarter of an hour to build, once.
+# For the tests, which go without containerd, a kubelet and a cluster where their
+# modules cannot be had. On two cores they take a quarter of an hour to build,
+# once.
 try-peers: setup-build
+	@if [ -e bin/peers/containerd ] || (cd tests/peers && $(GO) list -deps $(CTRD)/cmd/containerd >/dev/null); then \
+		$(MAKE) --no-print-directory containerd; \
+	else echo "no containerd: its modules could not be had"; fi
 	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
-		$(MAKE) --no-print-directory peers control; \
+		$(MAKE) --no-print-directory kubelet control; \
 	else echo "no kubelet and no cluster: their modules could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \

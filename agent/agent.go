@@ -41,6 +41,7 @@ import (
 	"github.com/berth-io/berth/agent/hook"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
+	"github.com/berth-io/berth/agent/logrotate"
 	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/objects"
@@ -67,7 +68,9 @@ type Config struct {
 	// StateDir keeps checkpoints, events and last good manifests.
 	StateDir         string
 	ContainerLogsDir string
-	Cgroups          qos.Config
+	// Logs is how containers' logs are rotated; Log is filled in.
+	Logs    logrotate.Config
+	Cgroups qos.Config
 	// Backoff is that of restarts.
 	Backoff plan.Backoff
 	// RuntimeTimeout bounds one request to the runtime, beyond what the request
@@ -109,6 +112,7 @@ type Agent struct {
 	events     *event.Recorder
 	cgroups    *qos.Tree
 	volumes    *volume.Manager
+	logs       *logrotate.Rotator
 	observed   *observed.Store
 	actor      *act.Actor
 	checkpoint *checkpoint.Store
@@ -177,6 +181,10 @@ func New(c Config) (*Agent, error) {
 	if a.volumes, err = volume.New(volume.Config{KubeletDir: c.Node.KubeletDir, ClaimsDir: a.manifestOptions().ClaimsDir}, sources); err != nil {
 		return nil, err
 	}
+	c.Logs.Log = c.Log
+	if a.logs, err = logrotate.New(c.Logs, a.runtime); err != nil {
+		return nil, fmt.Errorf("rotation of logs: %w", err)
+	}
 	puller := images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{})
 	if a.cluster != nil {
 		if puller, err = a.cluster.puller(a, sources); err != nil {
@@ -187,7 +195,7 @@ func New(c Config) (*Agent, error) {
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  puller,
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
-		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Events: a.events,
+		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Logs: a.logs, Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
 	}
 	if a.cluster != nil {
@@ -273,6 +281,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
 	group.Go(func() error { return a.observed.Run(ctx) })
+	group.Go(func() error { return a.logs.Run(ctx, a.observed) })
 	group.Go(func() error { return d.Run(ctx) })
 	group.Go(func() error { return a.feed(ctx, d) })
 	group.Go(func() error { return server.Run(ctx) })

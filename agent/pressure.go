@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,6 +16,7 @@ import (
 	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/evict"
 	"github.com/berth-io/berth/agent/gc"
+	"github.com/berth-io/berth/agent/logrotate"
 	"github.com/berth-io/berth/agent/shutdown"
 	"github.com/berth-io/berth/agent/usage"
 )
@@ -48,7 +51,8 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
 	if out.collect, err = gc.New(gc.Config{
 		Images: p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
-		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir, Log: a.config.Log,
+		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir,
+		Logs: logsOf{a.runtime, a.logs}, Log: a.config.Log,
 	}, a.runtime, images, view, meter, a.events); err != nil {
 		return nil, fmt.Errorf("garbage collection: %w", err)
 	}
@@ -77,6 +81,27 @@ func (p *pressure) run(ctx context.Context, inControl <-chan struct{}) error {
 	cancel()
 	<-ended
 	return err
+}
+
+// logsOf finds the logs of containers that are known by their IDs alone.
+type logsOf struct {
+	runtime runtimeapi.RuntimeServiceClient
+	logs    *logrotate.Rotator
+}
+
+// RemoveOf removes the logs of a container that has ended. One that is gone has
+// none.
+func (l logsOf) RemoveOf(ctx context.Context, id string) error {
+	c, err := l.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	switch {
+	case status.Code(err) == codes.NotFound:
+		return nil
+	case err != nil:
+		return fmt.Errorf("ask for its log: %w", err)
+	case c.GetStatus().GetLogPath() == "":
+		return nil
+	}
+	return l.logs.Remove(ctx, c.GetStatus().GetLogPath())
 }
 
 // podsView is the pods as those see them who end and collect.

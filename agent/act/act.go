@@ -83,6 +83,12 @@ type Cluster interface {
 	Handler(runtimeClass string) (string, error)
 }
 
+// Logs are the logs of containers.
+type Logs interface {
+	// Remove removes the log of a container that has ended, rotated ones too.
+	Remove(ctx context.Context, log string) error
+}
+
 // Exclusive is what containers have to themselves: CPUs, memory, devices.
 type Exclusive interface {
 	// PreStart prepares a container's devices, and Apply puts what it has into
@@ -102,6 +108,7 @@ type Parts struct {
 	Objects    volume.Objects
 	Cgroups    Cgroups
 	Hooks      Hooks
+	Logs       Logs
 	// Cluster is asked for pods of an API server; nil: there is none.
 	Cluster Cluster
 	// Exclusive may be nil: then no container has anything to itself.

@@ -320,10 +320,15 @@ func (a *Actor) postStart(ctx context.Context, pod Pod, s plan.StartContainer, i
 	return failed("PostStartHookError", err)
 }
 
-// RemoveContainer removes a dead container, its log and its link. The files go
+// RemoveContainer removes a dead container, its logs and its link. The files go
 // first: as long as the container is listed, somebody will come back for them.
 func (a *Actor) RemoveContainer(ctx context.Context, pod *v1.Pod, c observed.Container) error {
-	for _, path := range []string{c.LogPath, c.TerminationLog, a.linkPath(pod, c.Name, c.ID)} {
+	if c.LogPath != "" {
+		if err := a.Logs.Remove(ctx, c.LogPath); err != nil {
+			return fmt.Errorf("remove what container %s left: %w", c.ID, err)
+		}
+	}
+	for _, path := range []string{c.TerminationLog, a.linkPath(pod, c.Name, c.ID)} {
 		if path == "" {
 			continue
 		}

@@ -46,7 +46,7 @@ func BenchmarkAPodsLife(b *testing.B) {
 		Parts: worker.Parts{
 			Actor: act.New(act.Parts{
 				Sandboxes: r, Containers: r, Images: images.New(r, events, images.Config{}), Volumes: &fakehost.Volumes{},
-				Objects: fakehost.NoObjects{}, Cgroups: &fakehost.Cgroups{}, Hooks: &fakehost.Hooks{}, Events: events,
+				Objects: fakehost.NoObjects{}, Cgroups: &fakehost.Cgroups{}, Hooks: &fakehost.Hooks{}, Logs: fakehost.Logs{}, Events: events,
 			}, act.Config{
 				Node:     podspec.Node{PodLogsDir: filepath.Join(dir, "logs"), KubeletDir: filepath.Join(dir, "kubelet")},
 				Parallel: 4, RuntimeTimeout: time.Minute, Log: log,

@@ -79,7 +79,7 @@ func (w *world) startAgent() {
 		Parts: worker.Parts{
 			Actor: act.New(act.Parts{
 				Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, events, images.Config{}), Volumes: w.volumes,
-				Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: &fakehost.Hooks{}, Events: events,
+				Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: &fakehost.Hooks{}, Logs: fakehost.Logs{}, Events: events,
 			}, act.Config{Node: node, Parallel: 4, RuntimeTimeout: 2 * time.Minute, Log: log}),
 			Observations: store, Events: events, Checkpoints: kept,
 			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),

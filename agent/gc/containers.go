@@ -37,7 +37,7 @@ func (c *Collector) removeContainers(ctx context.Context, all bool) error {
 	}
 	var errs []error
 	for _, x := range c.config.Containers.removable(dead(list), c.owner, all, time.Now()) {
-		if _, err := c.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: x.ID}); err != nil {
+		if err := c.removeContainer(ctx, x.ID); err != nil {
 			errs = append(errs, fmt.Errorf("remove container %s (%s): %w", x.Name, x.ID, err))
 		}
 	}
@@ -46,6 +46,16 @@ func (c *Collector) removeContainers(ctx context.Context, all bool) error {
 	}
 	errs = append(errs, c.removeSandboxes(ctx, list, all), c.removeLogs(list))
 	return errors.Join(errs...)
+}
+
+// removeContainer removes the logs first: as long as the container is listed,
+// somebody will come back for them.
+func (c *Collector) removeContainer(ctx context.Context, id string) error {
+	if err := c.config.Logs.RemoveOf(ctx, id); err != nil {
+		return err
+	}
+	_, err := c.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
+	return err
 }
 
 func (c *Collector) owner(podUID string) Owner { return c.pods.Owner(types.UID(podUID)) }

@@ -69,6 +69,12 @@ type Events interface {
 	Node(eventType, reason, format string, args ...any)
 }
 
+// Logs are the logs of containers.
+type Logs interface {
+	// RemoveOf removes the logs of a container, rotated ones too.
+	RemoveOf(ctx context.Context, containerID string) error
+}
+
 // Config of a Collector.
 type Config struct {
 	Images     ImagePolicy
@@ -77,6 +83,8 @@ type Config struct {
 	Record string
 	// PodLogsDir has the pods' logs, ContainerLogsDir the links to them.
 	PodLogsDir, ContainerLogsDir string
+	// Logs removes a container's logs before the container goes.
+	Logs Logs
 	// Collected is told which images are left after some were removed, and when
 	// the collection began; nil: nobody wants to know.
 	Collected func(left []string, began time.Time)

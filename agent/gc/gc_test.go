@@ -96,6 +96,10 @@ func (n *node) RemovePodSandbox(_ context.Context, in *runtimeapi.RemovePodSandb
 	return &runtimeapi.RemovePodSandboxResponse{}, n.do("remove sandbox " + in.GetPodSandboxId())
 }
 
+func (n *node) RemoveOf(_ context.Context, id string) error {
+	return n.do("remove logs of " + id)
+}
+
 func (n *node) Owner(uid types.UID) Owner                 { return owners(string(uid)) }
 func (n *node) ImageVolumes() []string                    { return n.volumes }
 func (n *node) ImageFS(context.Context) (usage.FS, error) { return n.fs, nil }
@@ -117,7 +121,7 @@ func collector(t *testing.T, n *node, change ...func(*Config)) *Collector {
 	dir := t.TempDir()
 	c := Config{
 		Images: ImagePolicy{HighPercent: 85, LowPercent: 80, MinAge: time.Minute}, Containers: ContainerPolicy{MaxPerPodContainer: 1, MaxContainers: -1},
-		Record: filepath.Join(dir, "images.json"), PodLogsDir: filepath.Join(dir, "pods"), ContainerLogsDir: filepath.Join(dir, "containers"),
+		Record: filepath.Join(dir, "images.json"), PodLogsDir: filepath.Join(dir, "pods"), ContainerLogsDir: filepath.Join(dir, "containers"), Logs: n,
 		Log: slog.New(slog.DiscardHandler),
 	}
 	for _, f := range change {
@@ -306,10 +310,11 @@ func TestContainersGoThenSandboxesThenLogs(t *testing.T) {
 	if err := c.removeContainers(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"remove container long before", "remove container lost", "remove container lost and made", "stop sandbox s2", "remove sandbox s2"}
-	got := n.done()
-	slices.Sort(got[:3])
-	if diff := cmp.Diff(want, got); diff != "" {
+	want := []string{
+		"remove logs of long before", "remove container long before", "remove logs of lost", "remove container lost",
+		"remove logs of lost and made", "remove container lost and made", "stop sandbox s2", "remove sandbox s2",
+	}
+	if diff := cmp.Diff(want, n.done()); diff != "" {
 		t.Errorf("done (-want +got):\n%s", diff)
 	}
 	for dir, want := range map[string][]string{c.config.PodLogsDir: {"__", "not-a-pods", "ns_here_active"}, c.config.ContainerLogsDir: {"here_ns_a-before.log", "here_ns_a-running.log", "mine"}} {
@@ -329,12 +334,24 @@ func TestContainersGoThenSandboxesThenLogs(t *testing.T) {
 
 func TestOneContainerThatIsStuckHoldsUpNoOther(t *testing.T) {
 	exited := runtimeapi.ContainerState_CONTAINER_EXITED
-	n := &node{containers: []*runtimeapi.Container{container("one", "nobody", "a", "s", exited, 1), container("two", "nobody", "b", "s", exited, 2)}, stuck: "one"}
+	n := &node{containers: []*runtimeapi.Container{container("one", "nobody", "a", "s", exited, 1), container("two", "nobody", "b", "s", exited, 2)}, stuck: "container one"}
 	err := collector(t, n).RemoveDeadContainers(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "remove container a (one): it is stuck") {
 		t.Errorf("error %v", err)
 	}
-	if diff := cmp.Diff([]string{"remove container one", "remove container two"}, n.done()); diff != "" {
+	if diff := cmp.Diff([]string{"remove logs of one", "remove container one", "remove logs of two", "remove container two"}, n.done()); diff != "" {
+		t.Errorf("done (-want +got):\n%s", diff)
+	}
+}
+
+func TestAContainerWhoseLogsAreStuckIsComeBackFor(t *testing.T) {
+	exited := runtimeapi.ContainerState_CONTAINER_EXITED
+	n := &node{containers: []*runtimeapi.Container{container("one", "nobody", "a", "s", exited, 1), container("two", "nobody", "b", "s", exited, 2)}, stuck: "logs of one"}
+	err := collector(t, n).RemoveDeadContainers(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "remove container a (one): it is stuck") {
+		t.Errorf("error %v", err)
+	}
+	if diff := cmp.Diff([]string{"remove logs of one", "remove logs of two", "remove container two"}, n.done()); diff != "" {
 		t.Errorf("done (-want +got):\n%s", diff)
 	}
 }

@@ -97,7 +97,7 @@ func (w *world) startAgent() {
 	}
 	actor := act.New(act.Parts{
 		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events, images.Config{}),
-		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Events: w.events,
+		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Logs: fakehost.Logs{}, Events: w.events,
 	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
 	fits := w.fits
 	if fits == nil {

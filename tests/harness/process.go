@@ -21,9 +21,18 @@ type Process struct {
 // Processes lists the node's processes: daemon, shims and containers.
 func (n *Node) Processes() []Process {
 	n.t.Helper()
-	pids, err := leak.Processes(n.scope())
+	out, err := ProcessesIn(n.scope())
 	if err != nil {
 		n.t.Fatalf("list processes: %v", err)
+	}
+	return out
+}
+
+// ProcessesIn lists the processes of a scope.
+func ProcessesIn(scope leak.Scope) ([]Process, error) {
+	pids, err := leak.Processes(scope)
+	if err != nil {
+		return nil, err
 	}
 	var out []Process
 	for _, pid := range pids {
@@ -31,7 +40,7 @@ func (n *Node) Processes() []Process {
 			out = append(out, p)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // Containers lists those of Processes that run in the pods.

@@ -1,5 +1,5 @@
 // Package fakehost is what the agent's parts need of a host beside a runtime
-// (agent/internal/fakecri), in memory: volumes, cgroups, hooks. Zero values are
+// (agent/internal/fakecri), in memory: volumes, cgroups, hooks, logs. Zero values are
 // ready to use.
 package fakehost
 
@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -239,3 +240,9 @@ func (NoObjects) Token(_ context.Context, pod *v1.Pod, _ *v1.ServiceAccountToken
 func (NoObjects) TrustBundle(context.Context, *v1.Pod, *v1.ClusterTrustBundleProjection) ([]byte, error) {
 	return nil, volume.ErrNotFound
 }
+
+// Logs has logs that were never rotated.
+type Logs struct{}
+
+// Remove removes the log.
+func (Logs) Remove(_ context.Context, log string) error { return os.RemoveAll(log) }

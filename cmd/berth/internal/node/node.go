@@ -18,9 +18,11 @@ import (
 
 	containerdlog "github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/kubeletconfig"
+	"github.com/berth-io/berth/agent/logrotate"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/cmd/berth/internal/config"
@@ -187,10 +189,14 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
+	logs, err := logRotation(kubelet)
+	if err != nil {
+		return nil, err
+	}
 	a, err := agent.New(agent.Config{
 		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
-		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir,
+		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir, Logs: logs,
 		Cgroups: cgroupConfig(c, kubelet, info, resources), Reserved: reservedCgroups(kubelet, reserved),
 		Backoff: backoff(kubelet), RuntimeTimeout: requestTimeout(kubelet),
 		BootID: boot, Log: log, Cluster: cluster,
@@ -210,6 +216,22 @@ func backoff(k *kubeletconfig.Config) plan.Backoff {
 	b.Max = k.CrashLoopBackOff.MaxContainerRestartPeriod.Duration
 	b.Base, b.ResetAfter = min(b.Base, b.Max), 2*max(b.Max, 5*time.Minute)
 	return b
+}
+
+// logRotation is how containers' logs are rotated: the kubelet's defaults, or
+// what it is told.
+func logRotation(k *kubeletconfig.Config) (logrotate.Config, error) {
+	if k == nil {
+		k = kubeletconfig.Default()
+	}
+	size, err := resource.ParseQuantity(k.ContainerLogMaxSize)
+	if err != nil {
+		return logrotate.Config{}, fmt.Errorf("containerLogMaxSize %q: %w", k.ContainerLogMaxSize, err)
+	}
+	return logrotate.Config{
+		MaxBytes: size.Value(), MaxFiles: int(*k.ContainerLogMaxFiles), Workers: int(*k.ContainerLogMaxWorkers),
+		Every: k.ContainerLogMonitorInterval.Duration,
+	}, nil
 }
 
 // requestTimeout bounds a request to the runtime: the kubelet's default, or
