@@ -34,7 +34,10 @@ type Input struct {
 	// RestartLimit is how many restarts the pod's containers have together; nil:
 	// any number.
 	RestartLimit *int64
-	Now          time.Time
+	// Updated is when an image of the pod was changed last; zero: not while this
+	// agent runs.
+	Updated time.Time
+	Now     time.Time
 }
 
 // Past is the last run of a container before the host booted.
@@ -245,6 +248,9 @@ func (r *run) keepRunning(c *v1.Container, init bool) bool {
 	case cur == nil:
 		r.start(c, init)
 		return false
+	case cur.State == observed.Running && changed(c, cur) && r.in.Now.Before(r.in.Updated.Add(settle)):
+		r.d.wakeAt(r.in.Updated.Add(settle))
+		return r.healthy(c, cur)
 	case cur.State == observed.Running && changed(c, cur):
 		r.d.act(KillContainer{ID: cur.ID, Name: cur.Name, Reason: "Killing",
 			Message: "Container " + c.Name + " definition changed, will be restarted", Restart: true})
@@ -266,6 +272,10 @@ func (r *run) keepRunning(c *v1.Container, init bool) bool {
 	r.start(c, init)
 	return false
 }
+
+// settle is how long a pod's images must not have changed before containers are
+// restarted for it: changes come in a row, and each restart costs its users.
+const settle = time.Second
 
 // changed tells whether a container is another than the pod's now: the API lets
 // the image change in place.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -56,6 +57,10 @@ func (w *Worker) takeMail() mail {
 		pod := *w.news
 		pod.Status = status.Adopt(w.pod.Status, w.news.Status)
 		pod.Spec = w.wanted(w.news)
+		if !slices.EqualFunc(pod.Spec.Containers, w.pod.Spec.Containers, func(a, b v1.Container) bool { return a.Image == b.Image }) ||
+			!slices.EqualFunc(pod.Spec.InitContainers, w.pod.Spec.InitContainers, func(a, b v1.Container) bool { return a.Image == b.Image }) {
+			w.state.updated = time.Now()
+		}
 		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
 		w.pod, w.news = &pod, nil
 		w.state.dirty = true
@@ -89,7 +94,7 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 	d := plan.Run(plan.Input{
 		Pod: w.pod, Observed: obs, Probes: w.results(), Failures: w.state.failures,
 		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff, Actuated: w.state.resize.actuated,
-		RestartLimit: restartLimit(w.pod), Now: now,
+		RestartLimit: restartLimit(w.pod), Updated: w.state.updated, Now: now,
 	})
 	w.state.waiting = d.Waiting
 	switch {

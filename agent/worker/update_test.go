@@ -270,6 +270,11 @@ func TestAContainerWhoseImageChangesIsRestartedWithoutBackOff(t *testing.T) {
 		changed := p.DeepCopy()
 		changed.Spec.Containers[0].Image = "alpine"
 		k.Update(changed)
+		synctest.Wait()
+		if calls := w.runtime.Calls(); slices.Contains(calls, "CreateContainer a 3") {
+			t.Errorf("it is restarted before it was seen that no further change comes: %q", calls)
+		}
+		time.Sleep(2 * time.Second)
 		w.wantRunning("a", "b")
 		w.wantEvent("Killing", "definition changed")
 		calls := w.runtime.Calls()

@@ -133,6 +133,7 @@ type state struct {
 	cleanup  int               // failed attempts to clean up in a row
 	unseen   bool              // what the last action did was not observed yet
 	vain     vain
+	updated  time.Time // when an image was changed last
 	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
 	resize   resize
 	kept     mail // as in the checkpoint

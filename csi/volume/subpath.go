@@ -159,7 +159,7 @@ func makeBeneath(root int, subPath string) (int, error) {
 	if err := unix.Fstat(root, &st); err != nil {
 		return -1, err
 	}
-	mode := st.Mode & (unix.S_ISGID | 0o777)
+	mode := st.Mode & 0o7777
 	parent, err := openBeneath(root, ".")
 	if err != nil {
 		return -1, err
