@@ -3,6 +3,7 @@
 # make demo     a tour on a terminal (root)
 # make bench    what a pod costs here, against the bare cost of its parts (root)
 # make bench-cri  the CRI calls of Berth and of containerd, in turns (root)
+# make bench-node pods through an API server, on a Berth and on a stock node of one cluster (root)
 # make peers    bin/peers/: the kubelet and containerd that Berth is tested and measured with
 # make cluster NODES=2   a Kubernetes control plane and two Berth nodes on this machine (root);
 #               KIND=stock: nodes of kubelet and containerd; NAME=x: one more cluster, beside the one named dev
@@ -32,14 +33,15 @@ GO       ?= go
 VERSION  ?= $(shell git -c safe.directory='*' describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without the WebAssembly engine that the NRI library would bring: 3 MB, for
-# plugins that are programs anyway.
-TAGS     := nri_no_wasm
+# plugins that are programs anyway. And without gRPC's trace pages, nor the
+# templates they are made with: see tests/deps.
+TAGS     := nri_no_wasm grpcnotrace
 GOBUILD  := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 1m
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet try-peers containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri critest fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet try-peers containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri bench-node critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -75,11 +77,15 @@ peers: kubelet containerd
 
 kubelet: bin/peers/kubelet
 
-# For the tests, which go without a kubelet and a cluster where their modules
-# cannot be had. On two cores they take a quarter of an hour to build, once.
+# For the tests, which go without containerd, a kubelet and a cluster where their
+# modules cannot be had. On two cores they take a quarter of an hour to build,
+# once.
 try-peers: setup-build
+	@if [ -e bin/peers/containerd ] || (cd tests/peers && $(GO) list -deps $(CTRD)/cmd/containerd >/dev/null); then \
+		$(MAKE) --no-print-directory containerd; \
+	else echo "no containerd: its modules could not be had"; fi
 	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
-		$(MAKE) --no-print-directory peers control; \
+		$(MAKE) --no-print-directory kubelet control; \
 	else echo "no kubelet and no cluster: their modules could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
@@ -159,6 +165,10 @@ bench: root build testbins setup-test
 # Berth's runtime and containerd, in turns.
 bench-cri: root build testbins containerd setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/benchcri
+
+# A Berth and a stock node in one cluster.
+bench-node: root build testbins peers control setup-test
+	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/benchnode
 
 # CRITEST is a binary of critest, v1.36 or later. FOCUS and SKIP select specs by
 # name, NRI= leaves those of NRI out, LOG=FILE keeps the suite's own output.

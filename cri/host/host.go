@@ -13,16 +13,12 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/containerd/v2/contrib/apparmor"
 	"github.com/moby/sys/capability"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-io/berth/cri/spec"
 )
-
-// AppArmorProfile is the name of the default AppArmor profile.
-const AppArmorProfile = "berth-default"
 
 // Probe reads the facts that specifications depend on. The caller knows how
 // cgroups are mounted and who makes them.
@@ -223,13 +219,4 @@ func Resolve(path string) (string, error) {
 		return "", fmt.Errorf("resolve %s: %w", path, err)
 	}
 	return resolved, nil
-}
-
-// LoadAppArmor loads the default profile into the kernel, with
-// apparmor_parser, unless it is there.
-func LoadAppArmor() error {
-	if err := apparmor.LoadDefaultProfile(AppArmorProfile); err != nil {
-		return fmt.Errorf("load the default AppArmor profile: %w (install the package apparmor)", err)
-	}
-	return nil
 }

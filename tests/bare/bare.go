@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/vishvananda/netlink"
@@ -46,26 +47,44 @@ func (r *Result) Add(cost Cost) {
 // Cost of one container, in milliseconds.
 type Cost struct{ Network, Rootfs, Runc, Exec float64 }
 
+// Host is where containers are made: that of the node they are compared with.
+type Host struct {
+	Dir        string // for files; it has room below bare/
+	Runtime    string // the runc binary
+	CgroupRoot string
+	// Inside runs a function in the host's network namespace.
+	Inside  func(func() error) error
+	Busybox func() (v1.Image, error)
+}
+
+// HostOf is the host of a test's node.
+func HostOf(n *harness.Node) Host {
+	return Host{
+		Dir: n.Dir, Runtime: n.Config.RuntimeBinary, CgroupRoot: n.Config.CgroupRoot,
+		Inside: n.InNetwork, Busybox: n.Builder().Busybox,
+	}
+}
+
 // Maker makes containers of the busybox image, in the network namespace and
-// cgroup of a node.
+// cgroup of a host.
 type Maker struct {
 	Seccomp bool // with the filter of RuntimeDefault
 
-	n          *harness.Node
+	host       Host
 	dir, lower string
 	bridge     netlink.Link
 	made       int
 }
 
 // NewMaker prepares what all containers share; Close removes it.
-func NewMaker(t harness.TB, n *harness.Node) *Maker {
-	m := &Maker{n: n, dir: filepath.Join(n.Dir, "bare")}
+func NewMaker(t harness.TB, host Host) *Maker {
+	m := &Maker{host: host, dir: filepath.Join(host.Dir, "bare")}
 	m.lower = filepath.Join(m.dir, "image")
-	if err := extract(n, m.lower); err != nil {
+	if err := extract(host.Busybox, m.lower); err != nil {
 		t.Fatalf("unpack busybox: %v", err)
 	}
 	m.bridge = &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bare0"}}
-	if err := n.InNetwork(func() error { return errors.Join(netlink.LinkAdd(m.bridge), netlink.LinkSetUp(m.bridge)) }); err != nil {
+	if err := host.Inside(func() error { return errors.Join(netlink.LinkAdd(m.bridge), netlink.LinkSetUp(m.bridge)) }); err != nil {
 		t.Fatalf("bridge of the bare containers: %v", err)
 	}
 	return m
@@ -73,7 +92,7 @@ func NewMaker(t harness.TB, n *harness.Node) *Maker {
 
 // Close removes what all containers shared.
 func (m *Maker) Close(t harness.TB) {
-	if err := m.n.InNetwork(func() error { return netlink.LinkDel(m.bridge) }); err != nil {
+	if err := m.host.Inside(func() error { return netlink.LinkDel(m.bridge) }); err != nil {
 		t.Errorf("bridge of the bare containers: %v", err)
 	}
 }
@@ -82,11 +101,11 @@ func (m *Maker) Close(t harness.TB) {
 func (m *Maker) Measure(t harness.TB) Cost {
 	m.made++
 	c := &container{
-		n: m.n, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)),
+		host: m.host, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)),
 		lower: m.lower, bridge: m.bridge, seccomp: m.Seccomp,
 	}
 	var cost Cost
-	err := m.n.InNetwork(func() (err error) {
+	err := m.host.Inside(func() (err error) {
 		cost, err = c.run(m.made)
 		return errors.Join(err, c.remove())
 	})
@@ -97,7 +116,7 @@ func (m *Maker) Measure(t harness.TB) Cost {
 }
 
 type container struct {
-	n              *harness.Node
+	host           Host
 	id, dir, lower string
 	bridge         netlink.Link
 	seccomp        bool
@@ -193,7 +212,7 @@ func (c *container) mount() error {
 }
 
 func (c *container) start() error {
-	cmd := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "run", "--detach", "--bundle", c.dir, c.id)
+	cmd := exec.Command(c.host.Runtime, "--root", c.runcRoot(), "run", "--detach", "--bundle", c.dir, c.id)
 	// The container inherits these: a pipe would keep Output waiting for it.
 	log, err := os.Create(filepath.Join(c.dir, "log"))
 	if err != nil {
@@ -209,7 +228,7 @@ func (c *container) start() error {
 }
 
 func (c *container) exec() error {
-	out, err := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "exec", c.id, "echo", "hello").CombinedOutput()
+	out, err := exec.Command(c.host.Runtime, "--root", c.runcRoot(), "exec", c.id, "echo", "hello").CombinedOutput()
 	if err != nil || string(out) != "hello\n" {
 		return fmt.Errorf("runc exec: %w: %s", err, out)
 	}
@@ -219,7 +238,7 @@ func (c *container) exec() error {
 func (c *container) runcRoot() string { return filepath.Join(filepath.Dir(c.dir), "runc") }
 
 func (c *container) remove() error {
-	out, err := exec.Command(c.n.Config.RuntimeBinary, "--root", c.runcRoot(), "delete", "--force", c.id).CombinedOutput()
+	out, err := exec.Command(c.host.Runtime, "--root", c.runcRoot(), "delete", "--force", c.id).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("runc delete: %w: %s", err, out)
 	}
@@ -249,7 +268,7 @@ func (c *container) writeSpec() error {
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: filepath.Join(c.n.Config.CgroupRoot, c.id),
+			CgroupsPath: filepath.Join(c.host.CgroupRoot, c.id),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 				{Type: specs.NetworkNamespace, Path: c.netns()},
@@ -270,8 +289,8 @@ func (c *container) writeSpec() error {
 }
 
 // extract unpacks the busybox image.
-func extract(n *harness.Node, dir string) error {
-	img, err := n.Builder().Busybox()
+func extract(busybox func() (v1.Image, error), dir string) error {
+	img, err := busybox()
 	if err != nil {
 		return err
 	}

@@ -3,9 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/berth-io/berth/tests/harness"
@@ -54,34 +51,15 @@ func (f footprint) print(pods int, idle time.Duration) {
 		f.cpu*minute, f.daemonCPU*minute, (f.cpu-f.daemonCPU)*minute)
 }
 
-// cpuSeconds sums the CPU time of daemon and shims. It asks the scheduler for
-// nanoseconds, since a hundred processes can hide a second in the ticks that
-// each has not yet filled.
+// cpuSeconds sums the CPU time of daemon and shims.
 func cpuSeconds(n *harness.Node) (all, daemon float64) {
 	for _, p := range n.Processes() {
-		if p.Program != "berth" && p.Program != "berth-shim" {
-			continue
-		}
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.Pid))
-		if err != nil {
-			panic(err) // the pattern is ours
-		}
-		seconds := 0.0
-		for _, file := range threads {
-			stat, err := os.ReadFile(file)
-			if err != nil {
-				continue // the thread has ended
-			}
-			run, _, _ := strings.Cut(string(stat), " ")
-			ns, err := strconv.ParseInt(run, 10, 64)
-			if err != nil {
-				panic(file + ": " + string(stat)) // the format is the kernel's promise
-			}
-			seconds += float64(ns) / 1e9
-		}
-		all += seconds
-		if p.Program == "berth" {
-			daemon += seconds
+		switch p.Program {
+		case "berth":
+			seconds := measure.CPU(p.Pid)
+			all, daemon = all+seconds, daemon+seconds
+		case "berth-shim":
+			all += measure.CPU(p.Pid)
 		}
 	}
 	return all, daemon

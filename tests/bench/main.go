@@ -30,7 +30,7 @@ func main() {
 		n := harness.StartNode(t, harness.Options{Amend: func(c *harness.Config) { c.LogLevel = "info" }})
 		fmt.Printf("machine: %s\n\n", measure.Machine())
 		n.MustCLI("image", "pull", harness.Busybox)
-		maker := bare.NewMaker(t, n)
+		maker := bare.NewMaker(t, bare.HostOf(n))
 		one := measureSequential(t, n, maker, *sequential)
 		maker.Close(t)
 		one.print()

@@ -47,7 +47,7 @@ func main() {
 		sides := startSides(t, n, *seccomp)
 		fmt.Printf("machine: %s\n", measure.Machine())
 		fmt.Printf("Berth %s, %s\n\n", sides[0].version(t), sides[1].version(t))
-		maker := bare.NewMaker(t, n)
+		maker := bare.NewMaker(t, bare.HostOf(n))
 		maker.Seccomp = *seccomp
 		lat := measureLatency(t, sides, maker, *cycles)
 		maker.Close(t)

@@ -1,8 +1,13 @@
 package cluster
 
 import (
+	"cmp"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/berth-io/berth/tests/harness"
@@ -22,11 +27,11 @@ func (n *Node) berthFile() string { return n.path("berth.yaml") }
 
 // berth is the configuration of a Berth node.
 func (n *Node) berth() berthConfig {
-	bin := n.c.Config.Bin
+	bin := n.bin()
 	return berthConfig{
 		Config: harness.Config{
 			NodeName:         n.Name,
-			ManifestDir:      n.path("manifests"),
+			ManifestDir:      n.ManifestDir(),
 			RootDir:          n.path("root"),
 			RunDir:           n.RunDir,
 			KubeletDir:       n.KubeletDir(),
@@ -35,17 +40,17 @@ func (n *Node) berth() berthConfig {
 			CgroupRoot:       n.CgroupRoot(),
 			CgroupDriver:     "cgroupfs",
 			CRISocket:        n.criSocket(),
-			APISocket:        n.RunDir + "/berth.sock",
+			APISocket:        n.apiSocket(),
 			ShimBinary:       bin + "/berth-shim",
 			RuntimeBinary:    bin + "/runc",
 			CNIConfDir:       n.path("cni"),
 			CNIBinDirs:       []string{bin},
-			CertsDirs:        []string{n.certsDir()},
+			CertsDirs:        []string{n.CertsDir()},
 			ClusterDNS:       []string{dnsIP},
 			ClusterDomain:    dnsDomain,
 			Network:          harness.Network{Bridge: "berth0"},
 			NRI:              harness.NRI{SocketPath: n.RunDir + "/nri.sock", PluginPath: n.path("nri"), ConfigPath: n.path("nri")},
-			LogLevel:         "debug",
+			LogLevel:         cmp.Or(n.config.LogLevel, "debug"),
 		},
 		Kubeconfig:    n.kubeconfig(),
 		KubeletConfig: n.kubeletConfig(),
@@ -53,7 +58,26 @@ func (n *Node) berth() berthConfig {
 	}
 }
 
-func (n *Node) startBerth() error {
+// bin has the node's binaries of Berth.
+func (n *Node) bin() string { return cmp.Or(n.config.Bin, n.c.Config.Bin) }
+
+// apiSocket is that of the command line.
+func (n *Node) apiSocket() string { return n.RunDir + "/berth.sock" }
+
+// Explain is what the node's own command line says of a pod.
+func (n *Node) Explain(ctx context.Context, namespace, name string) (string, error) {
+	line := append(n.c.InHost(n.Name), n.bin()+"/berth", "explain", "pod", name, "--namespace", namespace)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.Env = append(n.c.environ(), "BERTH_CONFIG="+n.berthFile())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("berth explain pod %s: %w: %s", name, err, out)
+	}
+	return string(out), nil
+}
+
+// startBerth runs the daemon with more environment.
+func (n *Node) startBerth(env ...string) error {
 	data, err := yaml.Marshal(n.berth())
 	if err != nil {
 		return err
@@ -61,7 +85,8 @@ func (n *Node) startBerth() error {
 	if err := os.WriteFile(n.berthFile(), data, 0o644); err != nil {
 		return err
 	}
-	return n.c.start(n.Name, n.agent(), append(n.named(), n.c.Config.Bin+"/berth", "node", "--config", n.berthFile())...)
+	line := append(append(n.named(), "env"), env...)
+	return n.c.start(n.Name, n.agent(), append(line, n.bin()+"/berth", "node", "--config", n.berthFile())...)
 }
 
 // named is a command line prefix that gives a program the node's name as its
@@ -69,3 +94,6 @@ func (n *Node) startBerth() error {
 func (n *Node) named() []string {
 	return []string{"unshare", "--uts", "sh", "-c", `hostname "$0" && exec "$@"`, n.Name}
 }
+
+// Pods are those that a Berth node itself knows, with their status.
+func (n *Node) Pods() ([]corev1.Pod, error) { return harness.PodsAt(n.apiSocket()) }

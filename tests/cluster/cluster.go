@@ -34,6 +34,7 @@ type Kind string
 const (
 	Berth Kind = "berth" // berth node
 	Stock Kind = "stock" // kubelet, containerd and the CNI plugins
+	Host  Kind = "host"  // nothing yet: its test makes a node of it, or does not
 )
 
 // Config of a cluster. It is kept in the cluster's directory.
@@ -46,6 +47,8 @@ type Config struct {
 	Images string `json:"images,omitempty"`
 	// NoDNS leaves CoreDNS out.
 	NoDNS bool `json:"noDNS,omitempty"`
+	// Args are more arguments of a part of the control plane, by its name.
+	Args map[string][]string `json:"args,omitempty"`
 	// RegistryCommand serves the registry from a process of its own, for a
 	// cluster that outlives this one. Empty: this process serves it.
 	RegistryCommand []string `json:"-"`
@@ -59,6 +62,10 @@ type NodeConfig struct {
 	// Kubelet are fields of its KubeletConfiguration, over those that every
 	// node has.
 	Kubelet map[string]any `json:"kubelet,omitempty"`
+	// Bin has other binaries of Berth than the cluster's, for a Berth node.
+	Bin string `json:"bin,omitempty"`
+	// LogLevel of a Berth node; default debug.
+	LogLevel string `json:"logLevel,omitempty"`
 }
 
 func (cfg Config) kinds() []Kind {
@@ -106,8 +113,8 @@ func newCluster(cfg Config) (*Cluster, error) {
 		parts: map[string]*part{}, before: map[string]leak.Snapshot{}, closeReg: func() {},
 	}
 	for i, nc := range cfg.Nodes {
-		if nc.Kind != Berth && nc.Kind != Stock {
-			return nil, fmt.Errorf("node %d: kind %q: %s or %s", i+1, nc.Kind, Berth, Stock)
+		if nc.Kind != Berth && nc.Kind != Stock && nc.Kind != Host {
+			return nil, fmt.Errorf("node %d: kind %q: %s, %s or %s", i+1, nc.Kind, Berth, Stock, Host)
 		}
 		c.Nodes = append(c.Nodes, newNode(c, i, nc))
 	}

@@ -37,12 +37,7 @@ spec:
 `
 
 func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
-	if err := cluster.Missing(harness.Bin(t), cluster.Berth, cluster.Stock); err != nil {
-		if strings.Contains(os.Getenv("BERTH_TEST_REQUIRE"), "cluster") {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	cluster.Need(t, cluster.Berth, cluster.Stock)
 	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth}, {Kind: cluster.Stock}}})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -70,13 +71,23 @@ func (c *Cluster) command(part string) []string {
 	case Scheduler:
 		args = append(args, kubeconfigs("scheduler")...)
 	}
-	return args
+	return append(args, c.Config.Args[part]...)
 }
+
+// Start runs a part of the control plane that was stopped, without waiting for it.
+func (c *Cluster) Start(part string) error { return c.start(controlPlane, part, c.command(part)...) }
+
+// Stop ends a part of the control plane, or what Run runs.
+func (c *Cluster) Stop(name string, signal syscall.Signal) error { return c.stop(name, signal) }
+
+// Run runs a program on a host until it ends or the cluster goes. Its log is
+// logs/NAME.log in the cluster's directory.
+func (c *Cluster) Run(host, name string, args ...string) error { return c.start(host, name, args...) }
 
 // startControlPlane returns when the API server is ready; the others find it.
 func (c *Cluster) startControlPlane(ctx context.Context) error {
 	for _, part := range []string{Etcd, APIServer, ControllerManager, Scheduler} {
-		if err := c.start(controlPlane, part, c.command(part)...); err != nil {
+		if err := c.Start(part); err != nil {
 			return err
 		}
 	}

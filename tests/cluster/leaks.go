@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +23,12 @@ func (n *Node) scope() leak.Scope {
 		NetNS:      "/run/netns/" + n.c.netns(n.Name),
 		CgroupRoot: n.CgroupRoot(),
 	}
+}
+
+// Containers lists the processes in the node's pods.
+func (n *Node) Containers() ([]harness.Process, error) {
+	all, err := harness.ProcessesIn(leak.Scope{CgroupRoot: n.CgroupRoot()})
+	return slices.DeleteFunc(all, func(p harness.Process) bool { return p.Program == "runc" || p.Program == "berth-shim" }), err
 }
 
 // remember notes what Berth's nodes have before the test's first pod.
@@ -69,7 +76,8 @@ func (n *Node) checkNothingLeft(t harness.TB, before leak.Snapshot) {
 	t.Helper()
 	allowed := append(n.berth().Residue(),
 		leak.Allowed{Kind: "rule", Pattern: `table ip6? kube-proxy.*`, Reason: "kube-proxy's, as services come and go"},
-		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/image_manager(/.*)?`, Reason: "records of pulls stay as long as the images"})
+		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/image_manager/pulled/.*`, Reason: "who may use an image is known as long as it is there"},
+	)
 	var left []leak.Item
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		after, err := leak.Take(n.scope())

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"github.com/berth-io/berth/tests/harness"
 )
 
 // made says which programs each target of the Makefile makes below bin/peers.
@@ -29,4 +32,22 @@ func Missing(bin string, kinds ...Kind) error {
 		}
 	}
 	return nil
+}
+
+// Need skips a test that lacks what a cluster with nodes of these kinds is made
+// of, or fails it where BERTH_TEST_REQUIRE says that clusters are to be tested.
+func Need(t interface {
+	harness.TB
+	Skipf(format string, args ...any)
+}, kinds ...Kind) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skipf("needs root, for namespaces, mounts and cgroups")
+	}
+	if err := Missing(harness.Bin(t), kinds...); err != nil {
+		if strings.Contains(os.Getenv("BERTH_TEST_REQUIRE"), "cluster") {
+			t.Fatalf("%v", err)
+		}
+		t.Skipf("%v", err)
+	}
 }

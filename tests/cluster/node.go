@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/leak"
 )
 
 const nodeTimeout = 60 * time.Second
@@ -51,7 +52,12 @@ func (n *Node) KubeletDir() string { return filepath.Join(n.Dir, "kubelet") }
 
 func (n *Node) kubeconfig() string    { return n.c.kubeconfig(n.Name) }
 func (n *Node) kubeletConfig() string { return filepath.Join(n.Dir, "kubelet.yaml") }
-func (n *Node) certsDir() string      { return filepath.Join(n.Dir, "certs.d") }
+
+// ManifestDir has the manifests of the node's static pods.
+func (n *Node) ManifestDir() string { return filepath.Join(n.Dir, "manifests") }
+
+// CertsDir has a hosts.toml for each registry that the cluster's stands for.
+func (n *Node) CertsDir() string { return filepath.Join(n.Dir, "certs.d") }
 func (n *Node) path(name string) string {
 	return filepath.Join(n.Dir, name)
 }
@@ -63,6 +69,12 @@ func (n *Node) criSocket() string { return filepath.Join(n.RunDir, "cri.sock") }
 // them pod subnets in the order in which they register.
 func (c *Cluster) startNodes(ctx context.Context) error {
 	for _, n := range c.Nodes {
+		if err := n.makeHost(); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		if n.Kind == Host {
+			continue
+		}
 		if err := n.prepare(ctx); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
@@ -74,6 +86,9 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 		}
 	}
 	for _, n := range c.Nodes {
+		if n.Kind == Host {
+			continue
+		}
 		if err := n.WaitReady(ctx); err != nil {
 			return err
 		}
@@ -81,16 +96,16 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 	return nil
 }
 
-// prepare makes what both kinds of nodes stand on.
-func (n *Node) prepare(ctx context.Context) error {
-	for _, dir := range []string{n.KubeletDir(), n.path("pods"), n.path("containers"), n.path("manifests"), n.path("cni"), n.RunDir} {
+// makeHost makes the directories and the cgroup that all kinds of nodes stand on.
+func (n *Node) makeHost() error {
+	for _, dir := range []string{n.KubeletDir(), n.path("pods"), n.path("containers"), n.ManifestDir(), n.path("cni"), n.RunDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
 	hosts := fmt.Sprintf("server = \"http://%[1]s\"\n\n[host.\"http://%[1]s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", registryListen)
 	for _, host := range mirrored {
-		dir := filepath.Join(n.certsDir(), host)
+		dir := filepath.Join(n.CertsDir(), host)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -98,9 +113,11 @@ func (n *Node) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := harness.MakeCgroup(n.CgroupRoot()); err != nil {
-		return err
-	}
+	return harness.MakeCgroup(n.CgroupRoot())
+}
+
+// prepare makes the node's kubeconfig and configuration.
+func (n *Node) prepare(ctx context.Context) error {
 	if err := n.c.makeKubeconfig(ctx, n.kubeconfig(), "system:node:"+n.Name, "system:nodes"); err != nil {
 		return err
 	}
@@ -121,7 +138,7 @@ func (n *Node) prepare(ctx context.Context) error {
 		"failCgroupV1":             false,
 		"failSwapOn":               false,
 		"podLogsDir":               n.path("pods"),
-		"staticPodPath":            n.path("manifests"),
+		"staticPodPath":            n.ManifestDir(),
 		"volumePluginDir":          n.path("volume-plugins"),
 		"serializeImagePulls":      false,
 		"registryPullQPS":          0,
@@ -139,12 +156,19 @@ func (n *Node) prepare(ctx context.Context) error {
 	return os.WriteFile(n.kubeletConfig(), data, 0o644)
 }
 
-// Start runs the node's daemons without waiting for them.
-func (n *Node) Start() error {
+// Start runs the node's daemons without waiting for them. Those of a Berth node
+// can be given more environment.
+func (n *Node) Start(env ...string) error {
 	if n.Kind == Stock {
 		return n.startStock()
 	}
-	return n.startBerth()
+	return n.startBerth(env...)
+}
+
+// Running tells whether the node's agent was started and has not ended.
+func (n *Node) Running() bool {
+	p := n.c.parts[n.agent()]
+	return p != nil && p.running()
 }
 
 // Stop ends the node's agent; its pods run on. With SIGKILL it has no say.
@@ -210,4 +234,22 @@ func (n *Node) WaitReady(ctx context.Context) error {
 		return fmt.Errorf("%s is not Ready: %w", n.Name, err)
 	}
 	return nil
+}
+
+// Inside runs a function in the node's network namespace.
+func (n *Node) Inside(f func() error) error { return harness.Inside(n.c.netns(n.Name), f) }
+
+// Processes are those of the node's daemons and of its pods.
+func (n *Node) Processes() ([]harness.Process, error) {
+	pids, err := leak.Processes(leak.Scope{NetNS: "/run/netns/" + n.c.netns(n.Name), CgroupRoot: n.CgroupRoot()})
+	if err != nil {
+		return nil, fmt.Errorf("processes of %s: %w", n.Name, err)
+	}
+	var all []harness.Process
+	for _, pid := range pids {
+		if p, err := harness.ReadProcess(pid); err == nil { // otherwise it has just ended
+			all = append(all, p)
+		}
+	}
+	return all, nil
 }

@@ -30,7 +30,12 @@ networking: {serviceSubnet: %[5]s, podSubnet: %[6]s, dnsDomain: %[7]s}
 ---
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
+cgroupDriver: cgroupfs
 failCgroupV1: false
+failSwapOn: false
+serverTLSBootstrap: true
+evictionHard: {memory.available: 50Mi}
+imageGCHighThresholdPercent: 100
 clusterDNS: [%[8]s]
 clusterDomain: %[7]s
 `
@@ -80,10 +85,18 @@ func (c *Cluster) kubeadm(ctx context.Context, args ...string) (string, error) {
 	return output(c.Command(ctx, append([]string{"kubeadm"}, args...)...))
 }
 
+// CA is the file of the authority that signs the cluster's certificates.
+func (c *Cluster) CA() string { return c.pki("ca.crt") }
+
 // Command prepares a program on the control plane's host, with the binaries in
 // its path and the administrator's kubeconfig.
 func (c *Cluster) Command(ctx context.Context, args ...string) *exec.Cmd {
-	line := append(c.InHost(controlPlane), args...)
+	return c.CommandOn(ctx, controlPlane, args...)
+}
+
+// CommandOn is Command for another host.
+func (c *Cluster) CommandOn(ctx context.Context, host string, args ...string) *exec.Cmd {
+	line := append(c.InHost(host), args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = c.environ()
 	return cmd

@@ -16,7 +16,7 @@ const socketTimeout = 30 * time.Second
 func (n *Node) containerd() stock.ContainerdConfig {
 	return stock.ContainerdConfig{
 		Dir: n.path("containerd"), RunDir: n.RunDir, Socket: n.criSocket(),
-		Bin: n.c.peers(), CertsDir: n.certsDir(), Pause: images.PauseReference,
+		Bin: n.c.peers(), CertsDir: n.CertsDir(), Pause: images.PauseReference,
 	}
 }
 

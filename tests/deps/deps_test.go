@@ -5,13 +5,18 @@ package deps
 
 import (
 	"bytes"
+	"debug/elf"
+	"debug/gosym"
 	"encoding/json"
 	"errors"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/berth-io/berth/tests/harness"
 )
 
 const module = "github.com/berth-io/berth"
@@ -150,4 +155,47 @@ func orNothing(list []string) string {
 		return "no other tree"
 	}
 	return strings.Join(list, "/, ") + "/"
+}
+
+// A method that nobody calls stays out of a binary, unless something in it
+// looks methods up by a name that only running tells: then every exported
+// method of every type stays, which made berth half as large again, all of it in
+// memory. The wrapper below has no caller, and is there only then.
+func TestNothingInTheDaemonLooksUpMethodsByName(t *testing.T) {
+	const keptWithAll = "reflect.(*Value).MethodByName"
+	file := filepath.Join(harness.Bin(t), "berth")
+	names := functions(t, file)
+	if !slices.Contains(names, "main.main") {
+		t.Fatalf("%s: no main.main among its %d functions", file, len(names))
+	}
+	if slices.Contains(names, keptWithAll) {
+		t.Errorf("%s has all methods of its types, %d functions: something in it looks up methods by name, as text/template does "+
+			"(go build -ldflags=-dumpdep prints the way to it: look for <ReflectMethod>)", file, len(names))
+	}
+}
+
+// functions of a Go binary, by the table that also stripped ones have.
+func functions(t *testing.T, file string) (names []string) {
+	t.Helper()
+	f, err := elf.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	table, text := f.Section(".gopclntab"), f.Section(".text")
+	if table == nil || text == nil {
+		t.Fatalf("%s: no Go binary", file)
+	}
+	data, err := table.Data()
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	symbols, err := gosym.NewTable(nil, gosym.NewLineTable(data, text.Addr))
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	for _, f := range symbols.Funcs {
+		names = append(names, f.Name)
+	}
+	return names
 }

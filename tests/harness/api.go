@@ -43,8 +43,13 @@ func (c *apiClient) get(path string) ([]byte, error) {
 }
 
 // TryPods asks the node for its pods with their status.
-func (n *Node) TryPods() ([]corev1.Pod, error) {
-	body, err := n.api.get("/pods")
+func (n *Node) TryPods() ([]corev1.Pod, error) { return n.api.pods() }
+
+// PodsAt asks the node behind an API socket for its pods with their status.
+func PodsAt(socket string) ([]corev1.Pod, error) { return newAPIClient(socket).pods() }
+
+func (c *apiClient) pods() ([]corev1.Pod, error) {
+	body, err := c.get("/pods")
 	if err != nil {
 		return nil, err
 	}

@@ -21,17 +21,26 @@ type Process struct {
 // Processes lists the node's processes: daemon, shims and containers.
 func (n *Node) Processes() []Process {
 	n.t.Helper()
-	pids, err := leak.Processes(n.scope())
+	out, err := ProcessesIn(n.scope())
 	if err != nil {
 		n.t.Fatalf("list processes: %v", err)
 	}
+	return out
+}
+
+// ProcessesIn lists the processes of a scope.
+func ProcessesIn(scope leak.Scope) ([]Process, error) {
+	pids, err := leak.Processes(scope)
+	if err != nil {
+		return nil, err
+	}
 	var out []Process
 	for _, pid := range pids {
-		if p, err := process(pid); err == nil { // otherwise it has just ended
+		if p, err := ReadProcess(pid); err == nil { // otherwise it has just ended
 			out = append(out, p)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // Containers lists those of Processes that run in the pods.
@@ -48,7 +57,8 @@ func (n *Node) Containers() []Process {
 	return out
 }
 
-func process(pid int) (Process, error) {
+// ReadProcess looks at one process of any node.
+func ReadProcess(pid int) (Process, error) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	stat, err := os.ReadFile(dir + "/stat")
 	if err != nil {

@@ -21,7 +21,7 @@ const (
 
 // Own notes in a directory that this process tears down what it is of.
 func Own(dir string) error {
-	self, err := process(os.Getpid())
+	self, err := ReadProcess(os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -62,6 +62,6 @@ func Owned(dir string) bool {
 	if err != nil {
 		return true
 	}
-	p, err := process(n)
+	p, err := ReadProcess(n)
 	return err == nil && p.Start == start
 }

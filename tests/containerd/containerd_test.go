@@ -1,0 +1,147 @@
+// Package containerd runs the agent alone on a stock containerd: what it does
+// to pods goes through the CRI only, whoever serves it.
+package containerd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/tests/harness"
+	"github.com/berth-io/berth/tests/stock"
+)
+
+const pauseImage = harness.Registry + "/pause:1"
+
+// The pod has what the agent and the runtime make together: a network, probes,
+// volumes, an init container, and a container that ends and is started again.
+const manifest = `apiVersion: v1
+kind: ConfigMap
+metadata: {name: smoke}
+data: {key: value}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: smoke}
+spec:
+  terminationGracePeriodSeconds: 5
+  initContainers:
+  - name: init
+    image: $BOX
+    command: [sh, -c, 'cat /map/key >/v/index.html']
+    volumeMounts: [{name: v, mountPath: /v}, {name: map, mountPath: /map}]
+  containers:
+  - name: web
+    image: $BOX
+    command: [sh, -c, 'trap "exit 0" TERM; httpd -p 8080 -h /v; echo serving; sleep 100000 & wait']
+    readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+    livenessProbe: {exec: {command: [cat, /v/index.html]}, periodSeconds: 1}
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    volumeMounts: [{name: v, mountPath: /v}]
+  - name: short
+    image: $BOX
+    command: [testbox, exit, --after, 500ms, --code, "7"]
+  volumes:
+  - {name: v, emptyDir: {medium: Memory}}
+  - {name: map, configMap: {name: smoke}}
+`
+
+func TestAgentRunsAPodOnContainerd(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, for namespaces, mounts and cgroups")
+	}
+	n := harness.NewNode(t, harness.Options{
+		Amend: func(c *harness.Config) {
+			c.Roles, c.CRISocket = []string{"agent"}, filepath.Join(c.RunDir, "containerd.sock")
+		},
+		MoreImages: func(n *harness.Node) error {
+			img, err := n.Builder().Pause()
+			if err != nil {
+				return err
+			}
+			return n.Registry.PushReference(pauseImage, img)
+		},
+	})
+	bin := filepath.Join(n.Bin, "peers")
+	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "loopback", "portmap"} {
+		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
+			if strings.Contains(os.Getenv("BERTH_TEST_REQUIRE"), "containerd") {
+				t.Fatalf("%v (make containerd builds it)", err)
+			}
+			t.Skipf("%v: make containerd builds it, from the Go module github.com/containerd/containerd", err)
+		}
+	}
+	c := stock.StartContainerd(t, n, bin, pauseImage)
+	n.Start()
+	smoke := n.Apply(t, "smoke", strings.ReplaceAll(manifest, "$BOX", harness.Box))
+	web := func(p corev1.Pod) corev1.ContainerStatus {
+		s, _ := harness.Container(p, "web")
+		return s
+	}
+	before := smoke.Wait("has a server that is ready, and a container that was started again", func(p corev1.Pod) string {
+		short, _ := harness.Container(p, "short")
+		last := short.LastTerminationState.Terminated
+		switch {
+		case !web(p).Ready:
+			return "the server is not ready"
+		case last == nil || short.RestartCount == 0:
+			return "the other was not started again"
+		case last.ExitCode != 7 || last.Reason != "Error":
+			t.Fatalf("it ended with %d %s", last.ExitCode, last.Reason)
+		}
+		return ""
+	})
+	if !strings.HasPrefix(web(before).ContainerID, "containerd://") {
+		t.Errorf("the container is %s", web(before).ContainerID)
+	}
+	if log := n.MustCLI("logs", "smoke", "-c", "web"); log != "serving\n" {
+		t.Errorf("the log is %q", log)
+	}
+	if got := n.MustCLI("exec", "smoke", "-c", "web", "--", "wget", "-qO-", "http://"+before.Status.PodIP+":8080/"); got != "value" {
+		t.Errorf("the server says %q", got)
+	}
+
+	n.Kill()
+	n.Start()
+	after := smoke.Wait("is known again", func(p corev1.Pod) string {
+		if !web(p).Ready {
+			return "the server is not ready"
+		}
+		return ""
+	})
+	if was, is := web(before), web(after); is.ContainerID != was.ContainerID || is.RestartCount != was.RestartCount {
+		t.Errorf("the server was %s, restarts %d; after the agent was killed it is %s, restarts %d",
+			was.ContainerID, was.RestartCount, is.ContainerID, is.RestartCount)
+	}
+
+	smoke.Delete()
+	client := harness.DialCRI(t, c.Socket)
+	harness.Eventually(t, 10*time.Second, "the runtime has nothing of the pod", func() string {
+		containers, err := client.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+		if err != nil {
+			return err.Error()
+		}
+		sandboxes, err := client.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		if err != nil {
+			return err.Error()
+		}
+		if len(containers.Containers) > 0 || len(sandboxes.Items) > 0 {
+			return containers.String() + sandboxes.String()
+		}
+		return ""
+	})
+	for _, dir := range []string{n.Config.KubeletDir + "/pods", n.Config.PodLogsDir} {
+		if left, err := os.ReadDir(dir); len(left) > 0 || err != nil {
+			t.Errorf("%s has %v, %v", dir, left, err)
+		}
+	}
+	if pods, err := filepath.Glob("/sys/fs/cgroup/*" + n.Config.CgroupRoot + "/kubepods/*/pod*"); len(pods) > 0 || err != nil {
+		t.Errorf("cgroups are left: %v, %v", pods, err)
+	}
+	n.Stop()
+}
