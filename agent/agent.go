@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -218,7 +219,13 @@ func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *gr
 
 // manifestOptions are what the node adds to manifests.
 func (a *Agent) manifestOptions() manifest.Options {
-	return manifest.Options{NodeName: a.config.Node.Name, ClaimsDir: filepath.Join(filepath.Dir(a.config.StateDir), "claims")}
+	o := manifest.Options{NodeName: a.config.Node.Name, ClaimsDir: filepath.Join(filepath.Dir(a.config.StateDir), "claims")}
+	if a.config.Cluster != nil {
+		// Nodes may have the same manifests, and mirror pods share a namespace
+		// (pkg/kubelet/config, generatePodName).
+		o.NameSuffix = "-" + strings.ToLower(o.NodeName)
+	}
+	return o
 }
 
 // InControl is closed when every pod has its worker again.

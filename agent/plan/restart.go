@@ -58,10 +58,13 @@ func restartsWith(in Input, next StartContainer) int64 {
 	return total
 }
 
+// CrashLoopBackOff is the reason of a container that waits for its restart.
+const CrashLoopBackOff = "CrashLoopBackOff"
+
 // crashLoop is the text that users and their tools know from the kubelet.
 func crashLoop(pod *v1.Pod, container string, delay time.Duration) Waiting {
 	return Waiting{
-		Reason: "CrashLoopBackOff",
+		Reason: CrashLoopBackOff,
 		Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 			delay, container, pod.Name, pod.Namespace, pod.UID),
 	}

@@ -69,6 +69,12 @@ func TestACrashingContainerIsRestartedWithBackOff(t *testing.T) {
 		if n := k.Pod().Status.ContainerStatuses[0].RestartCount; n != 4 {
 			t.Errorf("restart count %d, want 4", n)
 		}
+		w.wantEvent("BackOff", "Back-off restarting failed container a in pod web_default(web-uid)")
+		for _, e := range w.events.List() {
+			if e.Reason == "BackOff" && e.Count != 3 {
+				t.Errorf("%d events %s, want one for each wait", e.Count, e.Reason)
+			}
+		}
 	})
 }
 

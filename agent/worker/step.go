@@ -96,6 +96,7 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff, Actuated: w.state.resize.actuated,
 		RestartLimit: restartLimit(w.pod), Updated: w.state.updated, Now: now,
 	})
+	w.tellBackOffs(d.Waiting)
 	w.state.waiting = d.Waiting
 	switch {
 	case d.Failed != nil:
@@ -112,6 +113,19 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 		return true, time.Time{}
 	}
 	return false, sooner(sooner(d.Wake, remount), deadline)
+}
+
+// tellBackOffs records once for each restart that a container has begun to wait
+// for it (pkg/kubelet/kuberuntime, doBackOff).
+func (w *Worker) tellBackOffs(waiting map[string]plan.Waiting) {
+	for name, why := range waiting {
+		if why.Reason != plan.CrashLoopBackOff || w.state.waiting[name].Reason == why.Reason {
+			continue
+		}
+		init := slices.ContainsFunc(w.pod.Spec.InitContainers, func(c v1.Container) bool { return c.Name == name })
+		w.parts.Events.Container(w.pod, name, init, v1.EventTypeWarning, "BackOff",
+			"Back-off restarting failed container %s in pod %s_%s(%s)", name, w.pod.Name, w.pod.Namespace, w.pod.UID)
+	}
 }
 
 // restartLimit is what a Job allows its pod; nil: no limit, or none that can be read.

@@ -48,7 +48,7 @@ func newSpace(t *testing.T) *space {
 	return makeSpace(t)
 }
 
-var capital = regexp.MustCompile(`[A-Z]`)
+var capital = regexp.MustCompile(`[A-Z]+`)
 
 func makeSpace(t *testing.T) *space {
 	t.Helper()
