@@ -87,6 +87,7 @@ func (b *Builder) addAgnhost(out map[string]v1.Image, tools v1.Layer) error {
 		return err
 	}
 	t.symlink("usr/local/bin/iperf", "/usr/bin/iperf")
+	t.symlink("bin/bash", "/usr/bin/bash")
 	t.file("etc/nsswitch.conf", 0o644, []byte("hosts: files dns\n"))
 	network, err := t.layer()
 	if err != nil {
