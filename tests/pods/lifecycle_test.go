@@ -2,6 +2,8 @@ package pods
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +104,50 @@ spec:
 				}
 				return ""
 			})
+		}},
+		{"a log of more than 10 MiB is rotated, and goes with its container", "logger", `
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: $BOX
+    command: [sh, -c, 'test -e /v/again || testbox lines -n 2700 --width 4000 --interval 0; touch /v/again; until [ -e /v/go ]; do sleep 0.1; done; rm /v/go; exit 1']
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {}}]
+`, func(t *testing.T, p *harness.Pod) {
+			logs := func() []string {
+				files, err := filepath.Glob(filepath.Join(p.Node().Config.PodLogsDir, "default_logger_*", "main", "0.log*"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return files
+			}
+			p.WaitReady()
+			harness.Eventually(t, time.Minute, "the log is rotated", func() string {
+				if files := logs(); len(files) != 2 || filepath.Base(files[0]) != "0.log" || len(filepath.Base(files[1])) != len("0.log.20060102-150405") {
+					return strings.Join(files, " ")
+				}
+				return ""
+			})
+			all := 0
+			for _, file := range logs() {
+				data, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all += strings.Count(string(data), "\n")
+			}
+			equal(t, "lines", all, 2701)
+			for i := range int32(2) {
+				p.Exec("main", "touch", "/v/go")
+				p.Wait("the container runs again", func(pod corev1.Pod) string {
+					if s, _ := harness.Container(pod, "main"); s.RestartCount <= i || s.State.Running == nil {
+						return harness.Summary(pod)
+					}
+					return ""
+				})
+			}
+			harness.Eventually(t, 20*time.Second, "the logs of the first run are gone", func() string { return strings.Join(logs(), " ") })
 		}},
 		{"OnFailure restarts what failed and leaves what succeeded", "onfailure", `
 spec:
