@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -210,7 +211,12 @@ func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *gr
 
 // manifestOptions are what the node adds to manifests.
 func (a *Agent) manifestOptions() manifest.Options {
-	return manifest.Options{NodeName: a.config.Node.Name, ClaimsDir: filepath.Join(filepath.Dir(a.config.StateDir), "claims")}
+	o := manifest.Options{NodeName: a.config.Node.Name, ClaimsDir: filepath.Join(filepath.Dir(a.config.StateDir), "claims")}
+	if a.config.Cluster != nil {
+		// Every node's static pods are in the API, under one another's names.
+		o.NameSuffix = "-" + strings.ToLower(a.config.Node.Name)
+	}
+	return o
 }
 
 // InControl is closed when every pod has its worker again.
