@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-io/berth/tests/cluster"
+	"github.com/berth-io/berth/tests/harness"
 )
 
 // pods has a web server on each node, which says its host's name, and a service
