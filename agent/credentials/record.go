@@ -12,6 +12,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // The records are one file each, as the kubelet writes them, so that one finds
@@ -57,6 +59,7 @@ func writeRecord(path string, record any) error {
 	if err := os.WriteFile(path+unfinished, append(content, '\n'), 0o600); err != nil {
 		return errors.Join(err, removeRecord(path+unfinished))
 	}
+	failpoint.Hit("agent/record-staged")
 	return os.Rename(path+unfinished, path)
 }
 
@@ -65,6 +68,16 @@ func removeRecord(path string) error {
 		return err
 	}
 	return nil
+}
+
+// sweepRecords removes what a writeRecord that was cut off left.
+func sweepRecords(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, recordPrefix+"*"+unfinished))
+	errs := []error{err}
+	for _, file := range files {
+		errs = append(errs, removeRecord(file))
+	}
+	return errors.Join(errs...)
 }
 
 // recordFiles lists the records in a directory.

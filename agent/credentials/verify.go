@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // rememberAtMost bounds what is added to a record while it is only looked at.
@@ -121,6 +123,7 @@ func (r *Records) Begin(image string) error {
 	if err := writeRecord(r.intent(image), intent); err != nil {
 		return fmt.Errorf("failed to record image pull intent: %w", err)
 	}
+	failpoint.Hit("agent/pull-begun")
 	r.running[image]++
 	return nil
 }
@@ -154,6 +157,7 @@ func (r *Records) Pulled(image, ref string, with *Credential) {
 		r.config.Log.Error("with what an image was pulled is not recorded; pods will have to pull it again", "image", image, "err", err)
 		return
 	}
+	failpoint.Hit("agent/pull-recorded")
 	r.end(image)
 }
 
@@ -345,7 +349,7 @@ func (r *Records) Recover(images []*runtimeapi.Image) error {
 	if err != nil {
 		return fmt.Errorf("list unfinished pulls: %w", err)
 	}
-	var errs []error
+	errs := []error{sweepRecords(r.pulling), sweepRecords(r.pulled)}
 	for _, file := range files {
 		intent, err := readIntent(file)
 		if err != nil || intent == nil {

@@ -2,6 +2,7 @@ package credentials
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -191,6 +192,10 @@ func TestAKilledDaemonsPullIsNoPreloadedImage(t *testing.T) {
 	if !r.must(t, "busybox", "id") {
 		t.Error("may be used without credentials")
 	}
+	unfinished := filepath.Join(dir, "image_manager/pulled/sha256-0.tmp")
+	if err := os.WriteFile(unfinished, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.Recover([]*runtimeapi.Image{{Id: "id", RepoTags: []string{"docker.io/library/busybox:latest"}}, {Id: "other", RepoTags: []string{"r.io/x:1"}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -199,6 +204,9 @@ func TestAKilledDaemonsPullIsNoPreloadedImage(t *testing.T) {
 	}
 	if files, err := recordFiles(dir + "/image_manager/pulling"); err != nil || len(files) != 1 {
 		t.Errorf("intents left: %v, %v; want that of the image that did not come", files, err)
+	}
+	if _, err := os.Stat(unfinished); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a record that was being written left: %v", err)
 	}
 	if r.must(t, "r.io/x:1", "other") {
 		t.Error("a preloaded image must be pulled")

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/berth-io/berth/agent/manifest"
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // State is what the mirror pods are compared with.
@@ -147,6 +148,7 @@ func (r *Reconciler) remove(ctx context.Context, m *v1.Pod) error {
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 		return fmt.Errorf("delete mirror pod %s: %w", fullName(m), err)
 	}
+	failpoint.Hit("agent/mirror-removed")
 	return nil
 }
 
@@ -166,6 +168,7 @@ func (r *Reconciler) create(ctx context.Context, pod *v1.Pod, node *v1.Node) err
 	if err != nil {
 		return fmt.Errorf("create the mirror pod of %s: %w", fullName(pod), err)
 	}
+	failpoint.Hit("agent/mirror-made")
 	return nil
 }
 

@@ -23,6 +23,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-helpers/apimachinery/lease"
 	"k8s.io/utils/clock"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // KubeletVersion is the kubelet whose role and behaviour Berth has: what the
@@ -101,6 +103,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("agent/node-registered")
 	close(r.made)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.heartbeat(ctx) })
@@ -273,6 +276,7 @@ func (r *Registrar) write(ctx context.Context, node *v1.Node, status v1.NodeStat
 	if err != nil {
 		return nil, fmt.Errorf("write the status of node %s: %w", node.Name, err)
 	}
+	failpoint.Hit("agent/node-reported")
 	return updated, nil
 }
 

@@ -20,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	clientretry "k8s.io/client-go/util/retry"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 const (
@@ -82,6 +84,7 @@ func (t *Tokens) Get(ctx context.Context, namespace, serviceAccount string, requ
 	got, err := t.ask(ctx, namespace, serviceAccount, request)
 	switch {
 	case err == nil:
+		failpoint.Hit("agent/token-got")
 		t.keep(k, got)
 		return got, nil
 	case last == nil:

@@ -24,6 +24,7 @@ import (
 
 	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/worker"
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // Pods are the API server's pods, as they were last seen.
@@ -217,6 +218,7 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 		if err != nil {
 			return fmt.Errorf("write the status of pod %s/%s: %w", object.Namespace, object.Name, err)
 		}
+		failpoint.Hit("agent/status-reported")
 		r.mu.Lock()
 		p.sent = written
 		r.mu.Unlock()
@@ -228,17 +230,18 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 	if err := r.remove(ctx, object); err != nil {
 		return err
 	}
+	failpoint.Hit("agent/pod-let-go")
 	p.gone = object.UID
 	return nil
 }
 
 // mayGo tells whether an object waits for its node to let it go. Before that
-// everybody has to know how the pod ended. One with a grace period of zero was
-// let go already, and waits for finalizers.
+// everybody has to know how the pod ended. A grace period of zero does not say
+// that it was let go: the API server writes it first, and does no more when the
+// node or itself dies then.
 func mayGo(p, object *v1.Pod) bool {
 	ended := object.Status.Phase == v1.PodSucceeded || object.Status.Phase == v1.PodFailed
-	grace := object.DeletionGracePeriodSeconds
-	return !manifest.Static(p) && object.DeletionTimestamp != nil && ended && (grace == nil || *grace != 0)
+	return !manifest.Static(p) && object.DeletionTimestamp != nil && ended
 }
 
 func (r *Reporter) patch(ctx context.Context, object *v1.Pod, next v1.PodStatus) (*v1.Pod, error) {

@@ -429,6 +429,19 @@ func TestAnObjectThatWaitsForFinalizersIsNotDeletedAgain(t *testing.T) {
 	})
 }
 
+// The API server sets the grace period to zero first, and deletes second: an
+// agent that is killed between the two leaves the object like this.
+func TestAnObjectThatWasHalfLetGoIsLetGo(t *testing.T) {
+	inWorld(t, func(w *world) {
+		p := with(deleted(apiPod("web")), podreport.Merge(is(apiPod("web"), v1.PodFailed).Status, v1.PodStatus{}))
+		p.DeletionGracePeriodSeconds = new(int64)
+		w.has(p)
+		w.watch()
+		w.report(is(p, v1.PodFailed), true)
+		w.wantCalls("delete web")
+	})
+}
+
 func TestALetGoThatFailsIsTriedAgain(t *testing.T) {
 	inWorld(t, func(w *world) {
 		p := with(deleted(apiPod("web")), podreport.Merge(is(apiPod("web"), v1.PodFailed).Status, v1.PodStatus{}))

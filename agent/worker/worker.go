@@ -110,6 +110,7 @@ type Worker struct {
 	news      *v1.Pod // what its source says since; nil: nothing new
 	stop      *checkpoint.Stop
 	forgotten bool
+	restored  bool               // nothing has been heard from the source since Restore
 	refresh   bool               // objects that volumes are made from have changed
 	interrupt context.CancelFunc // of the action under way; nil when a stop must not interrupt it
 
@@ -169,6 +170,7 @@ func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
 	maps.Copy(w.state.past, kept.Past)
+	w.restored = true
 	w.restoreResize(kept)
 	w.tellAllocation()
 	if kept.BootID != config.BootID {
@@ -236,6 +238,10 @@ func (w *Worker) ObjectsChanged() {
 func (w *Worker) Update(pod *v1.Pod) {
 	w.mu.Lock()
 	w.news = pod
+	if w.restored {
+		// What its volumes are made from may have changed while no agent ran.
+		w.restored, w.refresh = false, true
+	}
 	ended := terminal(w.pod.Status.Phase)
 	w.mu.Unlock()
 	if over(pod) && !ended {

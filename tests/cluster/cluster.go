@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -98,6 +99,7 @@ type Cluster struct {
 	Client   kubernetes.Interface
 
 	name     string // with the prefix
+	mu       sync.Mutex
 	parts    map[string]*part
 	before   map[string]leak.Snapshot // by node
 	closeReg func()
@@ -246,7 +248,7 @@ func (c *Cluster) eventually(ctx context.Context, timeout time.Duration, parts [
 			return nil
 		}
 		for _, name := range parts {
-			if p := c.parts[name]; p != nil && !p.running() {
+			if p := c.part(name); p != nil && !p.running() {
 				return fmt.Errorf("%s has ended:\n%s", name, tail(p.log, 20))
 			}
 		}

@@ -66,14 +66,18 @@ func (c *Cluster) CheckNothingLeft(t harness.TB) {
 		return
 	}
 	for _, n := range c.Nodes {
-		if before, ok := c.before[n.Name]; ok {
-			n.checkNothingLeft(t, before)
-		}
+		n.CheckNothingLeft(t)
 	}
 }
 
-func (n *Node) checkNothingLeft(t harness.TB, before leak.Snapshot) {
+// CheckNothingLeft fails the test when anything of a pod is on the node, which
+// has none any more. Of a stock node nothing is known.
+func (n *Node) CheckNothingLeft(t harness.TB) {
 	t.Helper()
+	before, ok := n.c.before[n.Name]
+	if !ok {
+		return
+	}
 	allowed := append(n.berth().Residue(),
 		leak.Allowed{Kind: "rule", Pattern: `table ip6? kube-proxy.*`, Reason: "kube-proxy's, as services come and go"},
 		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/image_manager/pulled/.*`, Reason: "who may use an image is known as long as it is there"},

@@ -167,7 +167,7 @@ func (n *Node) Start(env ...string) error {
 
 // Running tells whether the node's agent was started and has not ended.
 func (n *Node) Running() bool {
-	p := n.c.parts[n.agent()]
+	p := n.c.part(n.agent())
 	return p != nil && p.running()
 }
 

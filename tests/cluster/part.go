@@ -38,7 +38,7 @@ func (c *Cluster) environ() []string {
 
 // start runs a component on a host. Its name is that of its log, too.
 func (c *Cluster) start(host, name string, args ...string) error {
-	if p := c.parts[name]; p != nil && p.running() {
+	if p := c.part(name); p != nil && p.running() {
 		return fmt.Errorf("%s runs already", name)
 	}
 	p := &part{log: filepath.Join(c.logs(), name+".log"), exited: make(chan struct{})}
@@ -59,8 +59,17 @@ func (c *Cluster) start(host, name string, args ...string) error {
 		_ = p.cmd.Wait() // how it ended is in its log
 		close(p.exited)
 	}()
+	c.mu.Lock()
 	c.parts[name] = p
+	c.mu.Unlock()
 	return nil
+}
+
+// part is a component that this process has started; nil: it has not.
+func (c *Cluster) part(name string) *part {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.parts[name]
 }
 
 func (p *part) running() bool {
@@ -74,7 +83,7 @@ func (p *part) running() bool {
 
 // stop ends a part: with SIGTERM it must end in time, with SIGKILL it does.
 func (c *Cluster) stop(name string, signal syscall.Signal) error {
-	p := c.parts[name]
+	p := c.part(name)
 	if p == nil {
 		return fmt.Errorf("%s was not started by this process", name)
 	}

@@ -23,7 +23,7 @@ func (n *Node) containerd() stock.ContainerdConfig {
 // startStock runs containerd, unless it runs, and the kubelet.
 func (n *Node) startStock() error {
 	name := n.Name + "-containerd"
-	if p := n.c.parts[name]; p == nil || !p.running() {
+	if p := n.c.part(name); p == nil || !p.running() {
 		config, err := n.containerd().Write()
 		if err != nil {
 			return err

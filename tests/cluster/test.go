@@ -64,7 +64,7 @@ func (c *Cluster) logTails(t harness.TB) {
 		return
 	}
 	for _, n := range c.Nodes {
-		if c.parts[n.agent()] != nil {
+		if c.part(n.agent()) != nil {
 			t.Logf("end of the log of %s:\n%s", n.agent(), tail(n.LogFile(), 40))
 		}
 	}

@@ -41,11 +41,13 @@ spec:
   initContainers:
   - name: init
     image: $BOX
+    imagePullPolicy: Always
     command: [sh, -c, 'echo init >> /out/runs']
     volumeMounts: [{name: out, mountPath: /out}]
   containers:
   - name: server
     image: $BOX
+    imagePullPolicy: Always
     command: [sh, -c, 'echo server >> /out/runs; exec testbox serve --http :8080']
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
     resources: {limits: {memory: 64Mi, cpu: 500m}}
@@ -68,6 +70,7 @@ spec:
   containers:
   - name: static
     image: $BOX
+    imagePullPolicy: Always
     command: [sh, -c, 'echo static >> /out/runs; exec testbox serve --http :8080']
     volumeMounts: [{name: out, mountPath: /out}]
   volumes:

@@ -129,8 +129,7 @@ func (p point) String() string { return fmt.Sprintf("%s:%d", p.name, p.n) }
 // test is the point as a name that go test -run does not take apart.
 func (p point) test() string { return strings.ReplaceAll(p.String(), "/", ".") }
 
-// trace runs the pod once without a crash, and returns the first and the last
-// passing of each failpoint on its way.
+// trace runs the pod once without a crash, and returns the failpoints on its way.
 func trace(t *testing.T, manifest string) []point {
 	t.Helper()
 	n := newNode(t, manifest)
@@ -141,7 +140,12 @@ func trace(t *testing.T, manifest string) []point {
 	n.RemoveAll()
 	n.Stop()
 	n.CheckNothingLeft()
+	return passed(t, file)
+}
 
+// passed returns the first and the last passing of each failpoint in a trace.
+func passed(t *testing.T, file string) []point {
+	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
@@ -346,17 +350,23 @@ func checkSettled(t *testing.T, n *harness.Node) {
 	checkLog(t, n)
 }
 
-// checkRuns asserts that each container ran once, by the word each leaves on
-// the host when it starts.
+// checkRuns asserts that each container ran once.
 func checkRuns(t *testing.T, n *harness.Node) {
 	t.Helper()
-	data, err := os.ReadFile(n.Dir + "/out/runs")
+	checkRan(t, n.Dir+"/out/runs", "init lines server short")
+}
+
+// checkRan looks at the word that each container leaves on the host when it
+// starts.
+func checkRan(t *testing.T, file, want string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	runs := strings.Fields(string(data))
 	slices.Sort(runs)
-	if got, want := strings.Join(runs, " "), "init lines server short"; got != want {
+	if got := strings.Join(runs, " "); got != want {
 		t.Errorf("containers that ran: got %q, want %q", got, want)
 	}
 }
