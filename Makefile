@@ -41,7 +41,7 @@ FUZZTIME ?= 1m
 
 PACKAGES = $(shell $(GO) list ./... | grep -v '^github.com/berth-io/berth/tests/')
 
-.PHONY: all build failpoints testbins peers kubelet try-peers containerd control e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri bench-node critest fuzz clean setup-build setup-test root
+.PHONY: all build failpoints testbins peers kubelet try-peers containerd control metrics-server e2e e2e-images cluster-parts cluster cluster-shell cluster-down conformance FORCE lint test unit blackbox demo bench bench-cri bench-node critest fuzz clean setup-build setup-test root
 
 all: build
 
@@ -95,6 +95,9 @@ containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/run
 CONTROL := kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubeadm kubectl
 control: $(addprefix bin/peers/,etcd coredns $(CONTROL))
 
+# What scales workloads, and kubectl top, ask.
+metrics-server: bin/peers/metrics-server
+
 # What the e2e suite needs beside a cluster.
 e2e: $(addprefix bin/peers/,e2e.test ginkgo agnhost nonewprivs regression-issue-74839 sample-apiserver)
 
@@ -121,6 +124,9 @@ bin/peers/etcd: tests/etcd/go.mod tests/etcd/go.sum | setup-build
 	cd tests/etcd && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
 bin/peers/coredns: tests/coredns/go.mod tests/coredns/go.sum | setup-build
 	cd tests/coredns && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/coredns/coredns
+
+bin/peers/metrics-server: tests/metricsserver/go.mod tests/metricsserver/go.sum | setup-build
+	cd tests/metricsserver && $(PEER) -ldflags '-s -w' -o $(CURDIR)/$@ sigs.k8s.io/metrics-server/cmd/metrics-server
 
 bin/peers/containerd bin/peers/containerd-shim-runc-v2: bin/peers/%: tests/peers/go.mod tests/peers/go.sum | setup-build
 	cd tests/peers && $(PEER) -o $(CURDIR)/$@ -tags 'urfave_cli_no_docs $(SHIMTAGS)' \

@@ -44,11 +44,20 @@ func (b *Builder) coreDNS() (v1.Image, error) {
 	return assemble(v1.Config{Entrypoint: []string{"/coredns"}}, layer)
 }
 
+// MetricsServer is the image of a metrics-server.
+func (b *Builder) MetricsServer() (v1.Image, error) {
+	layer, err := b.peerLayer("metrics-server", "metrics-server")
+	if err != nil {
+		return nil, err
+	}
+	return assemble(v1.Config{Entrypoint: []string{"/metrics-server"}, User: "1000"}, layer)
+}
+
 // peerLayer has one program of Peers.
 func (b *Builder) peerLayer(path, program string) (v1.Layer, error) {
 	t := newTree()
 	if err := t.host(path, filepath.Join(b.Peers, program)); err != nil {
-		return nil, fmt.Errorf("%w (made by: make control)", err)
+		return nil, fmt.Errorf("%w (made by: make control metrics-server)", err)
 	}
 	return t.layer()
 }
