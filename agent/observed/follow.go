@@ -152,12 +152,15 @@ func (s *Store) event(ctx context.Context, e *runtimeapi.ContainerEventResponse)
 		return nil // made by hand, with crictl: not an agent's pod
 	}
 	old, at := s.Pod(uid), since(e.GetCreatedAt())
-	if !wholeStory(e, &old) || old.asked && at.Sub(old.At).Abs() < grain {
+	if !wholeStory(e, &old) {
 		s.askSoon(ctx, uid)
 		return nil
 	}
 	facts := []sandboxFacts{{sandbox: e.GetPodSandboxStatus(), containers: e.GetContainersStatuses()}}
-	s.put(assemble(uid, facts, at))
+	told := assemble(uid, facts, at)
+	if stored := s.put(told); tie(&stored, &told) {
+		s.askSoon(ctx, uid)
+	}
 	return nil
 }
 

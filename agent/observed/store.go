@@ -161,11 +161,18 @@ func (s *Store) containers(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return out, nil
 }
 
-// put stores pod unless something newer is known, and returns what is newest.
+// tie tells whether the clock does not say which is newer, an answer or what an
+// event told.
+func tie(answer, told *Pod) bool {
+	return answer.asked && !told.asked && told.At.Sub(answer.At).Abs() < grain
+}
+
+// put stores pod unless something newer is known, or it could be, and returns
+// what is stored.
 func (s *Store) put(pod Pod) Pod {
 	s.mu.Lock()
 	old := s.pods[pod.UID]
-	if pod.At.Before(old.At) {
+	if pod.At.Before(old.At) || tie(&old, &pod) {
 		s.mu.Unlock()
 		return old
 	}
