@@ -13,17 +13,20 @@ import (
 
 // admit returns the worker of a new pod. A rejected one gets a worker, too,
 // which never starts anything and says why. One for which others must end first
-// gets none yet. Starting are workers that are about to start. The caller
-// holds the lock.
-func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker {
+// gets none yet. A worker is known from here on: whoever looks for what a pod
+// holds must not miss one that is about to start. The caller holds the lock.
+func (d *Dispatcher) admit(w waiting) *worker.Worker {
 	uid := string(w.pod.UID)
 	d.told[uid] = w.pod
 	d.begun(w.pod)
-	made := func() *worker.Worker { return worker.New(d.config.Parts, d.config.Worker, w.pod, w.seen) }
+	made := func() *worker.Worker {
+		d.workers[uid] = worker.New(d.config.Parts, d.config.Worker, w.pod, w.seen)
+		return d.workers[uid]
+	}
 	if d.config.Admit == nil || leaving(w.pod) || d.runs(uid) {
 		return made()
 	}
-	decision := d.decide(w.pod, starting)
+	decision := d.decide(w.pod)
 	if r := decision.Rejection; r != nil {
 		d.config.Parts.Events.Pod(w.pod, v1.EventTypeWarning, r.Reason, "%s", r.Message)
 		k := made()
@@ -42,13 +45,13 @@ func (d *Dispatcher) admit(w waiting, starting []*worker.Worker) *worker.Worker 
 
 // decide decides about a new pod. While it does nobody else is given what is
 // free: a pod that grows needs it as well.
-func (d *Dispatcher) decide(pod *v1.Pod, starting []*worker.Worker) (decision admit.Decision) {
+func (d *Dispatcher) decide(pod *v1.Pod) (decision admit.Decision) {
 	allocations := d.config.Parts.Allocations
 	if allocations == nil {
-		return d.config.Admit(pod, d.active(starting))
+		return d.config.Admit(pod, d.active())
 	}
 	allocations.Admit(pod, func(others []*v1.Pod) bool {
-		decision = d.config.Admit(pod, together(others, d.active(starting)))
+		decision = d.config.Admit(pod, together(others, d.active()))
 		return decision.Rejection == nil && len(decision.Victims) == 0
 	})
 	return decision
@@ -79,18 +82,12 @@ func (d *Dispatcher) runs(uid string) bool {
 }
 
 // active are the pods that were admitted and have not ended.
-func (d *Dispatcher) active(starting []*worker.Worker) []*v1.Pod {
+func (d *Dispatcher) active() []*v1.Pod {
 	var pods []*v1.Pod
-	add := func(w *worker.Worker) {
+	for _, w := range d.workers {
 		if pod := w.Pod(); pod.Status.Phase != v1.PodSucceeded && pod.Status.Phase != v1.PodFailed && !w.Settled() {
 			pods = append(pods, pod)
 		}
-	}
-	for _, w := range d.workers {
-		add(w)
-	}
-	for _, w := range starting {
-		add(w)
 	}
 	return pods
 }
@@ -121,7 +118,7 @@ func (d *Dispatcher) Disrupt(uid types.UID, s disruption.Stop) {
 func (d *Dispatcher) Active() []*v1.Pod {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.active(nil)
+	return d.active()
 }
 
 // ByUID finds the worker of a pod; nil when there is none.
@@ -151,9 +148,10 @@ func (d *Dispatcher) roomMade() {
 func (d *Dispatcher) retryHeld() (start []*worker.Worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for uid, held := range d.held {
-		delete(d.held, uid)
-		if w := d.admit(held, start); w != nil {
+	held := d.held
+	d.held = map[string]waiting{}
+	for _, held := range held {
+		if w := d.admit(held); w != nil {
 			start = append(start, w)
 		}
 	}

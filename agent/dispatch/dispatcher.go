@@ -266,7 +266,7 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		case w != nil && !w.Forgotten():
 			d.update(w, pod)
 		case w == nil && !manifest.Static(pod):
-			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+			if w := d.admit(waiting{pod: pod, seen: want.At}); w != nil {
 				start = append(start, w)
 			}
 		case w != nil || names[name]:
@@ -275,7 +275,7 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 			d.waiting[name] = waiting{pod: pod, seen: want.At}
 		default:
 			names[name] = true
-			if w := d.admit(waiting{pod: pod, seen: want.At}, start); w != nil {
+			if w := d.admit(waiting{pod: pod, seen: want.At}); w != nil {
 				start = append(start, w)
 			}
 		}
@@ -341,7 +341,7 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 		return nil
 	}
 	delete(d.waiting, name)
-	return d.admit(next, nil)
+	return d.admit(next)
 }
 
 // leftBehind are all pods that the runtime, the volumes or the cgroups know.

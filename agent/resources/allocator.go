@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -65,6 +66,7 @@ type Allocator struct {
 	// admitting is held while it is decided who gets what, plugins being asked
 	// included. mu is held for a moment only.
 	admitting   sync.Mutex
+	admissions  atomic.Uint64 // so far
 	mu          sync.Mutex
 	cpuState    cpus.State
 	memoryState memory.State
@@ -156,6 +158,7 @@ type drafts struct {
 func (a *Allocator) Admit(ctx context.Context, pod *v1.Pod, pods []*v1.Pod) *Rejection {
 	a.admitting.Lock()
 	defer a.admitting.Unlock()
+	a.admissions.Add(1)
 	if err := a.keep(append(pods[:len(pods):len(pods)], pod)); err != nil {
 		return rejected(err)
 	}

@@ -34,6 +34,10 @@ type World struct {
 	// yet, and nothing is taken back.
 	Pods    []*v1.Pod
 	Running []Running
+
+	// admissions is how many there had been before anybody looked; nil: it does
+	// not matter.
+	admissions *uint64
 }
 
 // Poke makes Run look at the node at once: a container was started, or a pod has
@@ -61,7 +65,10 @@ func (a *Allocator) Run(ctx context.Context, look func() World) error {
 		case <-tick.C:
 		case <-a.poke:
 		}
-		if err := a.Sync(ctx, look()); err != nil && ctx.Err() == nil {
+		before := a.admissions.Load()
+		world := look()
+		world.admissions = &before
+		if err := a.Sync(ctx, world); err != nil && ctx.Err() == nil {
 			a.config.Log.Warn("containers are not all on the CPUs that they should be on; it is tried again", "error", err)
 		}
 	}
@@ -119,6 +126,10 @@ func (a *Allocator) takeBack(w World) error {
 		return nil
 	}
 	defer a.admitting.Unlock()
+	if w.admissions != nil && *w.admissions != a.admissions.Load() {
+		a.Poke() // a pod that was admitted since is not among them
+		return nil
+	}
 	if err := a.keep(w.Pods); err != nil {
 		return err
 	}
