@@ -49,6 +49,7 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 	"github.com/berth-io/berth/agent/podspec"
+	"github.com/berth-io/berth/agent/probe"
 	"github.com/berth-io/berth/agent/qos"
 	"github.com/berth-io/berth/agent/resources/cpus"
 	"github.com/berth-io/berth/agent/resources/memory"
@@ -259,7 +260,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health,
+			Health: a.health, Probed: a.probed,
 		},
 		Observations: a.observed,
 		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
@@ -347,6 +348,13 @@ func (a *Agent) health(podUID, container string) []v1.ResourceStatus {
 	return a.exclusive.Health(podUID, container)
 }
 
+// probed counts a probe.
+func (a *Agent) probed(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration) {
+	if a.metrics != nil {
+		a.metrics.Probed(pod, container, string(kind), result, took)
+	}
+}
+
 // begun is told of pods that are about to start, or that have changed.
 func (a *Agent) begun(pod *v1.Pod) {
 	if a.cluster != nil {
@@ -360,6 +368,7 @@ func (a *Agent) ended(pod *v1.Pod) {
 		a.cluster.objects.Unregister(pod.UID)
 		a.cluster.report.Forget(pod.UID)
 		a.exclusive.Poke()
+		a.metrics.Forget(pod)
 	}
 }
 

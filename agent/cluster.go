@@ -121,7 +121,11 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	k.pods = podsource.New(core, k.nodeName, k.log)
 	k.node = apiwatch.New(apiwatch.Config[*v1.Node]{
 		Client: core, Resource: "nodes", Selector: fields.OneTermEqualSelector("metadata.name", k.nodeName),
-		Example: &v1.Node{}, Changed: k.tellNode, Log: k.log,
+		Example: &v1.Node{}, Log: k.log,
+		Changed: func() {
+			k.tellNode()
+			a.ledger.Retry() // labels, taints or what it has may be others
+		},
 	})
 	k.services = apiwatch.New(apiwatch.Config[*v1.Service]{
 		Client: core, Resource: "services", Example: &v1.Service{}, Trim: trimService, Log: k.log,
@@ -196,6 +200,13 @@ func (k *cluster) recover(ctx context.Context) error {
 		return fmt.Errorf("list images to look at the records of their pulls: %w", err)
 	}
 	return k.records.Recover(list.GetImages())
+}
+
+// forget drops the records of pulls whose images were collected.
+func (k *cluster) forget(left []string, listed time.Time) {
+	if err := k.records.Prune(left, listed); err != nil {
+		k.log.Warn("records of pulls of images that are gone stay; they are removed with the next collection", "err", err)
+	}
 }
 
 // follow watches the node's pods once the node itself and the services are

@@ -50,7 +50,8 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	view := podsView{pods}
 	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
 	if out.collect, err = gc.New(gc.Config{
-		Images: p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
+		Collected: a.cluster.forget,
+		Images:    p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
 		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir,
 		Logs: logsOf{a.runtime, a.logs}, Log: a.config.Log,
 	}, a.runtime, images, view, meter, a.events); err != nil {

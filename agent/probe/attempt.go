@@ -38,6 +38,17 @@ const (
 	unknown // the probe itself could not be carried out
 )
 
+// result is the outcome in the words of the kubelet's metrics.
+func (o outcome) result() string {
+	switch {
+	case o.success():
+		return "successful"
+	case o.status == unknown:
+		return "unknown"
+	}
+	return "failed"
+}
+
 func (o outcome) success() bool { return o.status == success || o.status == warning }
 
 // run carries out one attempt.

@@ -297,3 +297,25 @@ func serveGRPC(t *testing.T, server *grpc.Server) string {
 	t.Cleanup(server.Stop)
 	return l.Addr().String()
 }
+
+func TestEachProbeIsCounted(t *testing.T) {
+	for code, want := range map[int]string{0: "Readiness successful", 1: "Readiness failed"} {
+		told := make(chan string, 1)
+		c := &v1.Container{Name: "app", ReadinessProbe: &v1.Probe{
+			ProbeHandler:  v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"check"}}},
+			PeriodSeconds: 3600, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 3,
+		}}
+		s := NewSet(t.Context(), Config{
+			Exec:  func(context.Context, string, []string, time.Duration) ([]byte, int, error) { return nil, code, nil },
+			Event: func(*v1.Container, string, string, string) {},
+			Probed: func(_ *v1.Container, kind Kind, result string, _ time.Duration) {
+				told <- string(kind) + " " + result
+			},
+		}, &v1.Pod{})
+		s.Sync("127.0.0.1", []Target{{Container: c, ContainerID: "c1", StartedAt: time.Now()}})
+		if got := <-told; got != want {
+			t.Errorf("exit code %d counts as %q, want %q", code, got, want)
+		}
+		s.Stop()
+	}
+}

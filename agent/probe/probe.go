@@ -60,4 +60,7 @@ type Config struct {
 	// Event is told of attempts that failed (Unhealthy) or ended in a warning
 	// (ProbeWarning). It is called without locks held and must not block.
 	Event func(container *v1.Container, eventType, reason, message string)
+	// Probed is told of each attempt, in the same way: with "successful",
+	// "failed" or "unknown", and how long it took. nil: nobody counts.
+	Probed func(container *v1.Container, kind Kind, result string, took time.Duration)
 }

@@ -223,6 +223,9 @@ func (s *Set) attempt(c *container, p *prober, counts bool) {
 	s.mu.Unlock()
 
 	s.tell(c, p.kind, counts, out)
+	if s.config.Probed != nil {
+		s.config.Probed(c.target.Container, p.kind, out.result(), now.Sub(began))
+	}
 	if before.Started != after.Started || before.Ready != after.Ready || before.Alive != after.Alive {
 		select {
 		case s.changed <- struct{}{}:

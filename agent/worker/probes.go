@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 
@@ -43,6 +44,11 @@ func (w *Worker) syncProbes(ctx context.Context, obs *observed.Pod) {
 			Exec: w.config.ProbeExec,
 			Event: func(c *v1.Container, eventType, reason, message string) {
 				w.parts.Events.Container(w.Pod(), c.Name, plan.Sidecar(c), eventType, reason, "%s", message)
+			},
+			Probed: func(c *v1.Container, kind probe.Kind, result string, took time.Duration) {
+				if w.config.Probed != nil {
+					w.config.Probed(w.Pod(), c.Name, kind, result, took)
+				}
 			},
 		}, w.pod)
 	}
