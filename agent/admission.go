@@ -9,7 +9,11 @@ import (
 // admitted decides about a new pod beside the others, which hold room on this
 // node. The dispatcher asks with the ledger's lock held.
 func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
-	return a.check(pod, others, func(pod *v1.Pod) *admit.Rejection { return a.exclusive.allocate(pod, others) })
+	d := a.check(pod, others, func(pod *v1.Pod) *admit.Rejection { return a.exclusive.allocate(pod, others) })
+	if d.Rejection != nil {
+		a.metrics.AdmissionRejections.WithLabelValues(d.Rejection.MetricReason()).Inc()
+	}
+	return d
 }
 
 // fits tells whether a pod that wants other resources has room.
