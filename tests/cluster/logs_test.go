@@ -80,8 +80,12 @@ func TestLogsAreRotatedAsOnAStockNode(t *testing.T) {
 			if len(files) < 3 || strings.HasSuffix(files[len(files)-2], ".gz") || !strings.HasSuffix(files[len(files)-3], ".gz") {
 				return strings.Join(files, " ")
 			}
+			lines := logged(t, files)
+			if !slices.Equal(files, rotated(t, n)) {
+				return "rotated while it was read"
+			}
 			next := 1
-			for _, line := range logged(t, files) {
+			for _, line := range lines {
 				if want := fmt.Sprintf("line %d", next); next <= loggedLines && strings.TrimRight(line, ".") != want {
 					t.Fatalf("%s: %.40q where %q should be", n.Name, line, want)
 				}

@@ -23,8 +23,8 @@ spec:
         image: $BOX
         command: [testbox, serve, -http=:80, -name=VERSION]
         readinessProbe: {httpGet: {path: /healthz, port: 80}, periodSeconds: 1}
-        # Until no proxy sends to it any more.
-        lifecycle: {preStop: {sleep: {seconds: 2}}}
+        # Until no proxy sends to it any more, on a busy machine too.
+        lifecycle: {preStop: {sleep: {seconds: 15}}}
 ---
 apiVersion: v1
 kind: Service
@@ -42,14 +42,10 @@ func TestDeploymentIsUpdatedAndRolledBackWithoutAnUnansweredRequest(t *testing.T
 	s.apply(strings.ReplaceAll(web, "VERSION", "two"))
 	s.kubectl("rollout", "status", "deployment/web", wait)
 	equal(t, "available replicas", s.get("deployment/web", ".status.availableReplicas"), "3")
-	for range 10 {
-		equal(t, "answer after the update", s.exec("caller", "testbox", "get", "http://web"), "two")
-	}
+	s.answers("two")
 	s.kubectl("rollout", "undo", "deployment/web")
 	s.kubectl("rollout", "status", "deployment/web", wait)
-	for range 10 {
-		equal(t, "answer after the roll-back", s.exec("caller", "testbox", "get", "http://web"), "one")
-	}
+	s.answers("one")
 	contains(t, "history", s.kubectl("rollout", "history", "deployment/web"), "3")
 	answers := map[string]int{}
 	for _, line := range strings.Fields(s.kubectl("logs", "caller")) {
@@ -58,6 +54,20 @@ func TestDeploymentIsUpdatedAndRolledBackWithoutAnUnansweredRequest(t *testing.T
 	if answers["one"] == 0 || answers["two"] == 0 || len(answers) > 2 {
 		t.Errorf("the caller was told %v, want only the two versions", answers)
 	}
+}
+
+// answers waits until the Service web gives no other answer than want: proxies
+// learn of what became Ready, and of what ends, a moment after the controllers.
+func (s *space) answers(want string) {
+	s.t.Helper()
+	s.eventually(func() error {
+		for range 10 {
+			if got := s.exec("caller", "testbox", "get", "http://web"); got != want {
+				return fmt.Errorf("an answer is %s, want only %s", got, want)
+			}
+		}
+		return nil
+	})
 }
 
 func TestReplicaSetReplacesAPodAndScales(t *testing.T) {
