@@ -23,6 +23,7 @@ import (
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
 	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/kubeletapi/access"
@@ -103,6 +104,7 @@ type cluster struct {
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
 	events    record.EventBroadcaster
+	busy      func() bool   // pods are being started
 	timeout   time.Duration // of a request to the runtime
 	log       *slog.Logger
 	// nodeChanged receives when the node's object has changed; capacity one.
@@ -113,7 +115,7 @@ type cluster struct {
 // everything tells events.
 func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster, error) {
 	k := &cluster{
-		events: events,
+		events: events, busy: func() bool { return a.actor.Busy() },
 		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
 		timeout: a.config.RuntimeTimeout, log: a.config.Log, nodeChanged: make(chan struct{}, 1),
 	}
@@ -162,7 +164,7 @@ func trimService(s *v1.Service) {
 
 // run keeps up with the API server until ctx ends.
 func (k *cluster) run(ctx context.Context) error {
-	sink := k.events.StartRecordingToSink(&corev1.EventSinkImpl{Interface: k.config.Events})
+	sink := k.events.StartRecordingToSink(event.Yield(&corev1.EventSinkImpl{Interface: k.config.Events}, k.busy))
 	defer k.events.Shutdown()
 	defer sink.Stop()
 	group, ctx := errgroup.WithContext(ctx)

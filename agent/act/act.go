@@ -145,6 +145,9 @@ func New(parts Parts, config Config) *Actor {
 	return &Actor{Parts: parts, config: config, turns: newTurns(config.Parallel)}
 }
 
+// Busy tells whether sandboxes or containers are being made now.
+func (a *Actor) Busy() bool { return a.turns.busy() }
+
 // Pod is a pod at the time of an action.
 type Pod struct {
 	*v1.Pod

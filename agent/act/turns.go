@@ -28,10 +28,17 @@ const slow = 5 * time.Second
 type turns struct {
 	mu      sync.Mutex
 	free    int
+	atOnce  int
 	waiting [stages][]chan struct{} // the oldest first; closed when it is their turn
 }
 
-func newTurns(atOnce int) *turns { return &turns{free: atOnce} }
+func newTurns(atOnce int) *turns { return &turns{free: atOnce, atOnce: atOnce} }
+
+func (t *turns) busy() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.free < t.atOnce
+}
 
 // enter waits for a turn. Who is slow loses it: a few calls that hang must not
 // keep all other pods waiting.
