@@ -13,8 +13,12 @@ import (
 	"github.com/berth-io/berth/internal/failpoint"
 )
 
-// CreateSandbox makes a pod's sandbox and returns its ID.
+// CreateSandbox makes a pod's sandbox and returns its ID. Before that the pod's
+// claims are prepared.
 func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
+	if err := a.prepareClaims(ctx, pod); err != nil {
+		return "", err
+	}
 	config, err := a.sandboxConfig(ctx, pod, attempt)
 	if ctx.Err() != nil && err != nil {
 		return "", err
