@@ -202,7 +202,7 @@ func New(c Config) (*Agent, error) {
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), c.IDsPerPod, userns.HostRange),
 	}
 	if a.cluster != nil {
-		parts.Cluster, parts.Exclusive = a.cluster, a.exclusive
+		parts.Cluster, parts.Exclusive, parts.Claims = a.cluster, a.exclusive, a.exclusive.claims
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
@@ -299,7 +299,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			Health: a.health, Probed: a.probed,
 		},
 		Observations: a.observed,
-		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Leftovers:    a.leftovers(),
 		Admit:        a.admit(),
 		Begun:        a.begun,
 		Ended:        a.ended,
@@ -321,6 +321,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
 			return err
 		}
+		a.metrics.Registry().MustRegister(a.exclusive.claims)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
@@ -333,7 +334,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
 		plugins := pluginwatch.New(filepath.Join(a.config.Node.KubeletDir, "plugins_registry"),
-			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins}, a.config.Log)
+			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins, "DRAPlugin": a.exclusive.claims.Drivers()}, a.config.Log)
 		group.Go(func() error { return a.exclusive.run(ctx, d, a.observed, plugins) })
 		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
@@ -377,11 +378,11 @@ func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
 }
 
 // health is that of the devices that a container has.
-func (a *Agent) health(podUID, container string) []v1.ResourceStatus {
+func (a *Agent) health(pod *v1.Pod, container string) []v1.ResourceStatus {
 	if a.exclusive == nil {
 		return nil
 	}
-	return a.exclusive.Health(podUID, container)
+	return slices.Concat(a.exclusive.Health(string(pod.UID), container), a.exclusive.claims.Health(pod, container))
 }
 
 // probed counts a probe.
@@ -518,6 +519,15 @@ func (a *Agent) exec(ctx context.Context, containerID string, command []string, 
 
 func (a *Agent) tell(pod *v1.Pod, eventType, reason, message string) {
 	a.events.Pod(pod, eventType, reason, "%s", message)
+}
+
+// leftovers are what pods hold outside the runtime.
+func (a *Agent) leftovers() []dispatch.Leftovers {
+	list := []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}}
+	if a.exclusive != nil {
+		list = append(list, a.exclusive.claims)
+	}
+	return list
 }
 
 // leftoverCgroups finds pods that only have a cgroup left.

@@ -8,6 +8,7 @@
 //	features.go   what pods want that not every runtime has
 //	container.go  image, create, start, postStart
 //	kill.go       preStop, signal, grace
+//	claims.go     devices of ResourceClaims
 //	resize.go     resources of what runs
 //	turns.go      how many at once, and who first
 package act
@@ -112,6 +113,8 @@ type Parts struct {
 	Cluster Cluster
 	// Exclusive may be nil: then no container has anything to itself.
 	Exclusive Exclusive
+	// Claims may be nil: then no pod has any.
+	Claims Claims
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces

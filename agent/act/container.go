@@ -152,8 +152,14 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 		return nil, err
 	}
 	config, err := podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
-	if err != nil || a.Exclusive == nil {
-		return config, err
+	if err != nil {
+		return nil, err
+	}
+	if err := a.claimDevices(pod.Pod, s.Container, config); err != nil {
+		return nil, err
+	}
+	if a.Exclusive == nil {
+		return config, nil
 	}
 	if err := a.Exclusive.PreStart(ctx, pod.Pod, s.Container); err != nil {
 		return nil, err

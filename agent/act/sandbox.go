@@ -13,9 +13,12 @@ import (
 	"github.com/berth-io/berth/internal/failpoint"
 )
 
-// createSandbox makes a pod's sandbox and returns its ID. It calls begun when
-// the pod's turn has come.
+// createSandbox makes a pod's sandbox and returns its ID. Before that the pod's
+// claims are prepared; begun is called when the pod's turn has come.
 func (a *Actor) createSandbox(ctx context.Context, pod Pod, attempt uint32, begun func()) (string, error) {
+	if err := a.prepareClaims(ctx, pod); err != nil {
+		return "", err
+	}
 	config, err := a.sandboxConfig(ctx, pod, attempt)
 	if ctx.Err() != nil && err != nil {
 		return "", err
