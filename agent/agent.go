@@ -33,7 +33,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
-	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
@@ -330,14 +329,6 @@ func (a *Agent) workerParts() worker.Parts {
 		p.Allocations = a.ledger
 	}
 	return p
-}
-
-// admit decides about new pods; nil: all of them may start.
-func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
-	if a.cluster == nil {
-		return nil
-	}
-	return a.admitted
 }
 
 // health is that of the devices that a container has.

@@ -245,6 +245,11 @@ func (k *cluster) current(e *exclusive) *v1.Node {
 	if !ok {
 		object = &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.nodeName, Labels: k.config.Node.Labels}}
 	}
+	return k.withResources(object, e)
+}
+
+// withResources is the node with the resources of now.
+func (k *cluster) withResources(object *v1.Node, e *exclusive) *v1.Node {
 	n := *object
 	n.Status.Capacity, n.Status.Allocatable = k.resources(e)
 	return &n

@@ -41,6 +41,8 @@ type world struct {
 	volumes *fakehost.Volumes
 	cgroups *fakehost.Cgroups
 
+	admit dispatch.Admit // nil: every pod may start
+
 	mu   sync.Mutex
 	gone []string // UIDs of pods of which nothing is left
 
@@ -85,7 +87,7 @@ func (w *world) startAgent() {
 			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
-		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log,
+		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit,
 		Ended: func(pod *v1.Pod) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
