@@ -89,13 +89,24 @@ func (a *Agent) admit() dispatch.Admit {
 	return decider.knowing(answers{})
 }
 
-// fits tells whether a pod that wants other resources has room.
+// fits tells whether a pod that wants other resources has room. For a critical
+// pod others make room: what it wants is granted when they have ended
+// (pkg/kubelet/allocation, canAdmitPod, which preempts for a resize as well).
 func (a *Agent) fits(pod *v1.Pod, others []*v1.Pod) (message string, ok bool) {
-	d := a.check(pod, others, a.cluster.current(a.exclusive), nil)
-	switch {
-	case d.Rejection != nil:
+	return room(a.check(pod, others, a.cluster.current(a.exclusive), nil), func(v admit.Victim) {
+		go a.pods.Disrupt(v.Pod.UID, v.Stop) // not now: the ledger is locked
+	})
+}
+
+// room reads a decision about a resize.
+func room(d admit.Decision, preempt func(admit.Victim)) (message string, ok bool) {
+	if d.Rejection != nil {
 		return d.Rejection.Message, false
-	case len(d.Victims) > 0:
+	}
+	for _, v := range d.Victims {
+		preempt(v)
+	}
+	if len(d.Victims) > 0 {
 		return "Node didn't have enough resource: " + string(d.Preemptor), false
 	}
 	return "", true

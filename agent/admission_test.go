@@ -112,3 +112,23 @@ func TestWhatOthersAnswerIsForOnePod(t *testing.T) {
 		t.Errorf("a pod that was given its device is rejected: %+v", d.Rejection)
 	}
 }
+
+func TestPodsMakeRoomForACriticalPodThatGrows(t *testing.T) {
+	victim := podFor("small", "")
+	for _, test := range []struct {
+		name    string
+		d       admit.Decision
+		victims int
+		fits    bool
+	}{
+		{"there is room", admit.Decision{}, 0, true},
+		{"it is not critical", admit.Decision{Rejection: &admit.Rejection{Message: "no"}}, 0, false},
+		{"others must end", admit.Decision{Victims: []admit.Victim{{Pod: victim}}, Preemptor: v1.ResourceCPU}, 1, false},
+	} {
+		var ended []*v1.Pod
+		message, fits := room(test.d, func(v admit.Victim) { ended = append(ended, v.Pod) })
+		if fits != test.fits || (message == "") != fits || len(ended) != test.victims {
+			t.Errorf("%s: fits %v with %q, %d pods end", test.name, fits, message, len(ended))
+		}
+	}
+}

@@ -177,6 +177,7 @@ func New(c Config) (*Agent, error) {
 		static := c.Cluster.Resources.Allocator
 		a.ledger = allocation.NewLedger(allocation.Config{
 			Fits: a.fits, StaticCPU: static.CPUs.Policy == cpus.PolicyStatic, StaticMemory: static.Memory.Policy == memory.PolicyStatic,
+			Swaps: a.cgroups.Node().Swaps,
 		})
 		if a.exclusive, err = a.newExclusive(c.Cluster.Resources); err != nil {
 			return nil, err
