@@ -412,6 +412,7 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		if a.cluster != nil {
 			pods, _, complete := a.cluster.pods.Pods()
 			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
+			want.Gone = a.cluster.pods.Gone()
 			a.cluster.mirror.Poke()
 		}
 		d.Want(ctx, want)

@@ -44,6 +44,9 @@ type Desired struct {
 	// Local: every source of this host has. That is enough to be in control: an
 	// API server may be away for long.
 	Local bool
+	// Gone are pods that were deleted since the last Desired, as they were in the
+	// end: with the grace period that they have.
+	Gone []*v1.Pod
 	// Objects changed since the last Desired: volumes are to be refreshed.
 	Objects bool
 	At      time.Time
@@ -126,7 +129,7 @@ func (d *Dispatcher) Want(ctx context.Context, next Desired) {
 		case <-ctx.Done():
 			return
 		case old := <-d.desired:
-			next.Objects = next.Objects || old.Objects
+			next.Objects, next.Gone = next.Objects || old.Objects, append(old.Gone, next.Gone...)
 		}
 	}
 }
@@ -256,6 +259,11 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	wanted := map[string]bool{}
 	for _, pod := range want.Pods {
 		wanted[string(pod.UID)] = true
+	}
+	for _, pod := range want.Gone {
+		if w := d.workers[string(pod.UID)]; w != nil && pod.DeletionTimestamp != nil {
+			w.Stop(worker.Killing(pod))
+		}
 	}
 	names := d.namesOfStrangers(wanted)
 	for uid, w := range d.workers {

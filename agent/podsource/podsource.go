@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -22,6 +23,9 @@ import (
 type Source struct {
 	*apiwatch.Set[*v1.Pod]
 	changed chan struct{} // capacity one
+
+	mu   sync.Mutex
+	gone []*v1.Pod // since Gone was called
 }
 
 // New prepares the watch of a node's pods. Client is of the core group.
@@ -29,7 +33,7 @@ func New(client cache.Getter, nodeName string, log *slog.Logger) *Source {
 	s := &Source{changed: make(chan struct{}, 1)}
 	s.Set = apiwatch.New(apiwatch.Config[*v1.Pod]{
 		Client: client, Resource: "pods", Selector: fields.OneTermEqualSelector("spec.nodeName", nodeName),
-		Example: &v1.Pod{}, Trim: mark, Changed: s.tell, Log: log,
+		Example: &v1.Pod{}, Trim: mark, Gone: s.went, Changed: s.tell, Log: log,
 	})
 	return s
 }
@@ -43,6 +47,23 @@ func (s *Source) tell() {
 	case s.changed <- struct{}{}:
 	default: // the receiver has not taken the last one and will see this change
 	}
+}
+
+func (s *Source) went(pod *v1.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.gone = append(s.gone, pod)
+}
+
+// Gone returns the pods that were deleted since it was called last, as they were
+// in the end: who looks at Pods alone may miss with which grace period. Of pods
+// that went while nobody watched nothing is known.
+func (s *Source) Gone() []*v1.Pod {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := s.gone
+	s.gone = nil
+	return gone
 }
 
 // mark says of a pod where it came from, as the kubelet does. Who made the pod
