@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,8 @@ type Client struct {
 	pending map[uint64]chan answer
 	execs   map[uint64]*Exec
 	closed  bool // by Close: the shim lives on
+
+	migrating atomic.Bool // expectMigration is under way
 }
 
 type answer struct {
@@ -248,6 +251,7 @@ func refusal(e *wire.Error) error {
 // Run makes and starts a container. An error carries the OCI runtime's own
 // message; nothing of the container is left then.
 func (c *Client) Run(ctx context.Context, spec Container) (ContainerState, error) {
+	c.expectMigration(false)
 	var st wire.ContainerState
 	err := c.call(ctx, wire.MethodRun, wire.Container(spec), &st)
 	return ContainerState(st), err
