@@ -22,6 +22,7 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/rootfs"
+	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/shim"
 )
 
@@ -307,6 +308,7 @@ type world struct {
 	images  *fakeImages
 	network *fakeNetwork
 	shims   *fakeShims
+	labels  *selinux.Labels
 }
 
 func newWorld(t *testing.T) *world {
@@ -361,7 +363,7 @@ func (w *world) start(t *testing.T) *Server {
 	s, err := New(Config{
 		RunDir: filepath.Join(w.dir, "run"), StateDir: filepath.Join(w.dir, "state"),
 		Handlers: handlers,
-		Host:     probed, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
+		Host:     probed, Labels: w.labels, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
 	}, w.images, w.network, w.shims)
 	if err != nil {
 		t.Fatal(err)

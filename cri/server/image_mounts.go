@@ -76,7 +76,7 @@ func (s *Server) mountImages(sb store.Sandbox, c store.Container, volumes []imag
 		if len(m.GetUidMappings()) > 0 {
 			userNS = s.userNS(sb)
 		}
-		if err := rootfs.MountImage(v.image.Layers, target, userNS); err != nil {
+		if err := rootfs.MountImage(v.image.Layers, target, userNS, c.SELinux.File); err != nil {
 			return nil, imageVolumeError(codes.Internal, "%v", err)
 		}
 		source, err := imageSubPath(target, m.GetImageSubPath())

@@ -282,7 +282,11 @@ func (s *Server) forgetAfterReboot(ctx context.Context, sb store.Sandbox) error 
 	if err := emptyDirectory(s.sandboxes.Dir(sb.ID), store.SandboxFile); err != nil {
 		return err
 	}
-	return s.sandboxes.Delete(sb.ID)
+	if err := s.sandboxes.Delete(sb.ID); err != nil {
+		return err
+	}
+	s.cfg.Labels.Release(sb.SELinux)
+	return nil
 }
 
 // removeStray removes a container whose sandbox is not there to ask.
