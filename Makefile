@@ -152,15 +152,18 @@ lint: setup-build
 
 test: root build failpoints testbins setup-test unit blackbox
 
+# The end of a log says what failed, and why: it may be all that is kept of it.
+FAILURES = $(GO) run ./tests/failures
+
 unit: setup-build
-	$(GO) test $(PACKAGES)
+	$(GO) test $(PACKAGES) 2>&1 | $(FAILURES)
 
 # One package at a time: each looks at the whole machine for what it left. The
 # virtual machine comes last and says so when there is none.
 blackbox: export BERTH_TEST_BIN = $(CURDIR)/bin
 blackbox: root build failpoints testbins try-peers setup-test
-	$(GO) test -count=1 -p 1 -parallel 8 -timeout 25m $$($(GO) list ./tests/... | grep -v '/tests/vm$$')
-	$(GO) test -count=1 -v -timeout 25m ./tests/vm
+	$(GO) test -count=1 -p 1 -parallel 8 -timeout 25m $$($(GO) list ./tests/... | grep -v '/tests/vm$$') 2>&1 | $(FAILURES)
+	$(GO) test -count=1 -v -timeout 25m ./tests/vm 2>&1 | $(FAILURES)
 
 demo: root build testbins setup-test
 	BERTH_TEST_BIN=$(CURDIR)/bin $(GO) run ./tests/demo
