@@ -47,6 +47,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		}
 		return
 	}
+	w.tellEnded(&previous.Status, &next)
 	pod := *previous // the spec is shared: nobody changes it
 	pod.Status = next
 	w.mu.Lock()
