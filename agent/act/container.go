@@ -248,7 +248,7 @@ func (a *Actor) terminationLog(pod Pod, container string) (string, error) {
 }
 
 func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, createStage)
 	if err != nil {
 		return "", err
 	}
@@ -274,7 +274,7 @@ func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sand
 }
 
 func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id string) error {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, startStage)
 	if err != nil {
 		return err
 	}

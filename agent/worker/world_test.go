@@ -243,10 +243,8 @@ func phaseOf(k *worker.Worker) v1.PodPhase {
 }
 
 func isReady(k *worker.Worker) bool {
-	synctest.Wait()
-	return slices.ContainsFunc(k.Pod().Status.Conditions, func(c v1.PodCondition) bool {
-		return c.Type == v1.PodReady && c.Status == v1.ConditionTrue
-	})
+	c := condition(k, v1.PodReady)
+	return c != nil && c.Status == v1.ConditionTrue
 }
 
 func waitingReason(k *worker.Worker, container string) string {
