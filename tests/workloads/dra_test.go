@@ -225,7 +225,7 @@ func TestAPodWaitsForItsDriverAndSlicesOfOneThatIsGoneAreRemoved(t *testing.T) {
 	d.stop()
 	d.create("waits", `restartPolicy: Never`, `resourceClaims: [{name: device, resourceClaimName: own}]`,
 		`containers: [{name: box, image: $BOX, command: [sh, -c, "test -n \"$DEVICE_ONE\""], resources: {claims: [{name: device}]}}]`)
-	contains(t, "event", d.event("Pod/waits", "FailedPrepareDynamicResources"),
+	d.event("Pod/waits", "FailedPrepareDynamicResources",
 		"Failed to prepare dynamic resources: prepare dynamic resources: DRA driver "+d.config.Name+" is not registered")
 	d.start()
 	d.want("pod/waits", ".status.phase", "Succeeded")
