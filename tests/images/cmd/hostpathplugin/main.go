@@ -21,12 +21,12 @@ func main() {
 	proxy := flag.String("proxy-endpoint", "", "tcp://HOST:PORT")
 	flag.Int("v", 0, "ignored")
 	flag.Parse()
-	if err := run(strings.TrimPrefix(*endpoint, "unix://"), strings.TrimPrefix(*proxy, "tcp://")); err != nil {
-		fmt.Fprintln(os.Stderr, "hostpathplugin:", err)
-		os.Exit(1)
-	}
+	err := run(strings.TrimPrefix(*endpoint, "unix://"), strings.TrimPrefix(*proxy, "tcp://"))
+	fmt.Fprintln(os.Stderr, "hostpathplugin:", err)
+	os.Exit(1)
 }
 
+// run ends with an error only.
 func run(socket, address string) error {
 	if socket == "" || address == "" {
 		return errors.New("only the proxy mode is there: -endpoint and -proxy-endpoint are needed")
