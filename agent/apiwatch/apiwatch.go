@@ -41,7 +41,11 @@ type Config[T Object] struct {
 	// Changed is called after the set changed, by Run's goroutine; a call must
 	// not wait for anything.
 	Changed func()
-	Log     *slog.Logger
+	// Gone is called, before Changed is, with an object that was deleted, as it
+	// was last. Of those that went while nothing was heard from the API server
+	// it is not. nil: nobody wants to know.
+	Gone func(T)
+	Log  *slog.Logger
 }
 
 // Set is what the API server has. Its methods may be called by anyone at any
@@ -153,6 +157,9 @@ func (s store[T]) Delete(obj any) error {
 	s.set.mu.Lock()
 	delete(s.set.objects, key(o.GetNamespace(), o.GetName()))
 	s.set.mu.Unlock()
+	if s.set.config.Gone != nil {
+		s.set.config.Gone(o)
+	}
 	s.changed()
 	return nil
 }

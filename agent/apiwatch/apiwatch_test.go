@@ -202,6 +202,7 @@ type watched struct {
 	set *apiwatch.Set[*v1.Service]
 	// changes receives after Changed was called.
 	changes chan struct{}
+	gone    chan string // name=app of what was deleted
 }
 
 func watch(t *testing.T, s *server) *watched {
@@ -210,7 +211,7 @@ func watch(t *testing.T, s *server) *watched {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &watched{t: t, changes: make(chan struct{}, 1)}
+	w := &watched{t: t, changes: make(chan struct{}, 1), gone: make(chan string, 10)}
 	w.set = apiwatch.New(apiwatch.Config[*v1.Service]{
 		Client: client.CoreV1().RESTClient(), Resource: "services", Selector: fields.OneTermNotEqualSelector("metadata.name", "hidden"),
 		Example: &v1.Service{}, Trim: func(o *v1.Service) { o.Annotations = map[string]string{"trimmed": "yes"} },
@@ -220,7 +221,8 @@ func watch(t *testing.T, s *server) *watched {
 			default: // the last one was not taken yet
 			}
 		},
-		Log: slog.New(slog.DiscardHandler),
+		Gone: func(o *v1.Service) { w.gone <- o.Name + "=" + o.Labels["app"] },
+		Log:  slog.New(slog.DiscardHandler),
 	})
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan error)
@@ -277,8 +279,16 @@ func TestASetFollowsTheAPIServer(t *testing.T) {
 			s.change("ADDED", "b", "1")
 			s.change("MODIFIED", "a", "2")
 			w.want("a=2", "b=1")
-			s.change("DELETED", "a", "2")
+			s.change("DELETED", "a", "3") // its last change is told with its end
 			w.want("b=1")
+			select {
+			case gone := <-w.gone:
+				if gone != "a=3" {
+					t.Errorf("gone is %s", gone)
+				}
+			case <-time.After(time.Minute):
+				t.Error("nobody says that a is gone")
+			}
 			o, ok := w.set.Get("default", "b")
 			if !ok || o.Annotations["trimmed"] != "yes" || o.ManagedFields != nil {
 				t.Errorf("b is %+v", o)

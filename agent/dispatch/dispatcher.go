@@ -40,6 +40,9 @@ type Leftovers interface {
 // Desired is what all sources together want.
 type Desired struct {
 	Pods []*v1.Pod
+	// Gone are pods that were deleted since the last Desired, as they were last:
+	// with the grace period that they were deleted with.
+	Gone []*v1.Pod
 	// Complete: every source has reported. Before that nothing is ended.
 	Complete bool
 	// Local: every source of this host has. That is enough to be in control: an
@@ -123,6 +126,7 @@ func (d *Dispatcher) Want(ctx context.Context, next Desired) {
 			return
 		case old := <-d.desired:
 			next.Objects = next.Objects || old.Objects
+			next.Gone = slices.Concat(old.Gone, next.Gone)
 		}
 	}
 }
@@ -247,6 +251,11 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	wanted := map[string]bool{}
 	for _, pod := range want.Pods {
 		wanted[string(pod.UID)] = true
+	}
+	for _, pod := range want.Gone {
+		if w := d.workers[string(pod.UID)]; w != nil && !w.Forgotten() {
+			d.update(w, pod)
+		}
 	}
 	names := d.namesOfStrangers(wanted)
 	for uid, w := range d.workers {
