@@ -33,7 +33,7 @@ const maxFileBytes = 4 << 20
 // is Load's to tell about.
 func NotJoined(args []string) bool {
 	c := newConfig()
-	if _, err := c.parse(args); err != nil || c.Help || c.Version != "" || c.ConfigFile == "" || c.Kubeconfig == "" {
+	if _, _, err := c.parse(args); err != nil || c.Help || c.Version != "" || c.ConfigFile == "" || c.Kubeconfig == "" {
 		return false
 	}
 	for _, path := range []string{c.ConfigFile, c.Kubeconfig, c.BootstrapKubeconfig} {
