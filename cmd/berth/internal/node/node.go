@@ -17,6 +17,7 @@ import (
 	"time"
 
 	containerdlog "github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -44,6 +45,14 @@ const gcPercent = 50
 func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, version string, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the node makes namespaces, mounts and cgroups: it must run as root")
+	}
+	if kubelet != nil && kubelet.LockFile != "" {
+		var release func()
+		var err error
+		if ctx, release, err = lock(ctx, kubelet.LockFile, kubelet.ExitOnLockContention); err != nil {
+			return err
+		}
+		defer release()
 	}
 	debug.SetGCPercent(gcPercent)
 	// The image library has a logger of its own, and says there what its
@@ -93,11 +102,16 @@ func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, vers
 	if c.Has(config.RoleNetwork) {
 		cniPlugins[plugin.Type] = plugin.New(plugin.Config{}).Handle
 	}
+	limits, err := rlimits(c)
+	if err != nil {
+		return nil, err
+	}
 	r, err := cri.New(ctx, cri.Config{
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
 		RuntimeBinary: c.RuntimeBinary, Handlers: handlers(c), DefaultHandler: c.DefaultRuntime,
 		CgroupDriver: c.CgroupDriver, Version: version,
-		CDISpecDirs: c.CDISpecDirs,
+		CDISpecDirs: c.CDISpecDirs, Rlimits: limits,
+		SELinux: c.SELinux.Enable, SELinuxCategories: c.SELinux.CategoryRange,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
@@ -124,6 +138,17 @@ func handlers(c config.Config) map[string]handler.Config {
 		}
 	}
 	return all
+}
+
+// rlimits are the configuration's, in OCI's words. Its -1 is the largest number
+// there.
+func rlimits(c config.Config) ([]specs.POSIXRlimit, error) {
+	limits, err := c.Ulimits()
+	var list []specs.POSIXRlimit
+	for _, u := range limits {
+		list = append(list, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return list, err
 }
 
 // nriConfig: unless the configuration says that it is wanted, NRI is served
@@ -155,6 +180,9 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		}
 		if len(c.ClusterDNS) == 0 {
 			c.ClusterDNS = kubelet.ClusterDNS
+		}
+		if err := setKernel("/proc/sys", kubelet.ProtectKernelDefaults, log); err != nil {
+			return nil, err
 		}
 	}
 	host, err := podNode(c, kubelet)
@@ -194,17 +222,35 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		return nil, err
 	}
 	a, err := agent.New(agent.Config{
-		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
+		Node: host, RuntimeSock: c.CRISocket, ImageSock: imageSocket(kubelet), APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir, Logs: logs,
 		Cgroups: cgroupConfig(c, kubelet, info, resources), Reserved: reservedCgroups(kubelet, reserved),
 		Backoff: backoff(kubelet), RuntimeTimeout: requestTimeout(kubelet),
-		BootID: boot, Log: log, Cluster: cluster,
+		IDsPerPod: idsPerPod(kubelet), BootID: boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
 		return nil, named("agent", err)
 	}
 	return a, nil
+}
+
+// imageSocket is that of a runtime with an image service of its own; empty: the
+// runtime's.
+func imageSocket(k *kubeletconfig.Config) string {
+	if k == nil {
+		return ""
+	}
+	return strings.TrimPrefix(k.ImageServiceEndpoint, "unix://")
+}
+
+// idsPerPod are the IDs of a pod with a user namespace; zero: the default. Its
+// range is validated.
+func idsPerPod(k *kubeletconfig.Config) uint32 {
+	if k == nil || k.UserNamespaces == nil || k.UserNamespaces.IDsPerPod == nil {
+		return 0
+	}
+	return uint32(*k.UserNamespaces.IDsPerPod)
 }
 
 // backoff is that of restarts: the kubelet's, or what it is told.
