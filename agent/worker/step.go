@@ -359,12 +359,14 @@ func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 	return p
 }
 
+// graceOf is what a pod has to end, in seconds: a moment at least, so that it
+// gets its signal (pkg/kubelet/pod_workers.go, calculateEffectiveGracePeriod).
 func graceOf(pod *v1.Pod) int64 {
 	if s := pod.DeletionGracePeriodSeconds; pod.DeletionTimestamp != nil && s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	return int64(v1.DefaultTerminationGracePeriodSeconds)
 }

@@ -168,6 +168,10 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w := newWorker(parts, config, kept.Pod)
 	w.steps = timeline.Restore(kept.Steps, time.Now())
+	if now := time.Now(); kept.Stop != nil && kept.Stop.At.After(now) {
+		stop := *kept.Stop
+		stop.At, kept.Stop = now, &stop // the clock was set back
+	}
 	w.state.phase, w.stop, w.forgotten = kept.Phase, kept.Stop, kept.Forgotten
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
