@@ -303,7 +303,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health, Probed: a.probed,
+			Health: a.health, Probed: a.probed, NotStarted: a.notStarted, Ended: a.containerEnded,
 		},
 		Observations: a.observed,
 		Leftovers:    a.leftovers(),
@@ -474,8 +474,12 @@ func (a *Agent) syncing() error {
 }
 
 // allocated are pods with what they are allocated, which is not what their
-// sources want while a resize waits.
+// sources want while a resize waits. Those that have ended are not among them,
+// though their objects stay.
 func (a *Agent) allocated(pods []*v1.Pod) []*v1.Pod {
+	pods = slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
+		return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+	})
 	if a.ledger == nil {
 		return pods
 	}
