@@ -89,9 +89,6 @@ try-peers: setup-build
 	@if [ -e bin/peers/kubelet ] || (cd tests/tools && $(GO) list -deps k8s.io/kubernetes/cmd/kubelet >/dev/null); then \
 		$(MAKE) --no-print-directory kubelet control; \
 	else echo "no kubelet and no cluster: their modules could not be had"; fi
-	@if [ -e bin/peers/metrics-server ] || (cd tests/metricsserver && $(GO) list -deps sigs.k8s.io/metrics-server/cmd/metrics-server >/dev/null); then \
-		$(MAKE) --no-print-directory metrics-server; \
-	else echo "no metrics-server: its modules could not be had"; fi
 
 containerd: bin/peers/containerd bin/peers/containerd-shim-runc-v2 bin/peers/runc \
 	$(addprefix bin/peers/,bridge host-local loopback portmap)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Not beside other tests: their pods would find no node.
@@ -121,8 +123,10 @@ func TestResizeInPlace(t *testing.T) {
 		return nil
 	})
 
-	// What the node has, but not now, is waited for.
-	s.pod("other", "nodeName: "+s.get("pod/elastic", ".spec.nodeName"), `containers: [{name: box, image: $BOX, resources: {requests: {cpu: "1"}}}]`)
+	// What the node has, but not now, is waited for: all but one CPU are another's.
+	node := s.get("pod/elastic", ".spec.nodeName")
+	cpus := resource.MustParse(s.get("node/"+node, ".status.allocatable.cpu"))
+	s.pod("other", "nodeName: "+node, fmt.Sprintf(`containers: [{name: box, image: $BOX, resources: {requests: {cpu: %dm}}}]`, cpus.MilliValue()-1000))
 	resize("cpu", "1200m")
 	s.want("pod/elastic", ".status.conditions[?(@.type=='PodResizePending')].reason", "Deferred")
 	equal(t, "quota of what cannot be had yet", quota(), "20000")
