@@ -21,12 +21,17 @@ type Backoff struct{ Base, Max, ResetAfter time.Duration }
 var KubeletBackoff = Backoff{Base: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second}
 
 // next returns from when the container after prev may start, and the delay
-// that is then recorded with it.
-func (b Backoff) next(prev *observed.Container) (from time.Time, recorded time.Duration) {
+// that is then recorded with it. Where prev ended in the future the clock was set
+// back: nobody knows how long it has waited, and it waits no longer.
+func (b Backoff) next(prev *observed.Container, now time.Time) (from time.Time, recorded time.Duration) {
 	if prev.Backoff == 0 || prev.FinishedAt.Sub(prev.CreatedAt) > b.ResetAfter {
 		return prev.FinishedAt, b.Base
 	}
-	return prev.FinishedAt.Add(prev.Backoff), min(2*prev.Backoff, b.Max)
+	from = prev.FinishedAt.Add(prev.Backoff)
+	if prev.FinishedAt.After(now) {
+		from = now
+	}
+	return from, min(2*prev.Backoff, b.Max)
 }
 
 // nextAttempt is the restart count of the container of that name to be started

@@ -314,7 +314,7 @@ func (r *run) start(c *v1.Container, init bool) {
 		return
 	}
 	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && !changed(c, last) {
-		from, delay := r.in.Backoff.next(last)
+		from, delay := r.in.Backoff.next(last, r.in.Now)
 		if from.After(r.in.Now) {
 			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)
 			return

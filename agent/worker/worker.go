@@ -75,7 +75,7 @@ type Config struct {
 	RuntimeName string
 	BootID      string
 	// Health tells of the devices of a container; nil: nobody knows of any.
-	Health func(podUID, container string) []v1.ResourceStatus
+	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
 	// Probed is told of each probe; it must not wait. nil: nobody counts.
 	Probed func(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration)
 	// Report is called after the pod's status changed, or Settled did. It must
@@ -168,6 +168,10 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w := newWorker(parts, config, kept.Pod)
 	w.steps = timeline.Restore(kept.Steps, time.Now())
+	if now := time.Now(); kept.Stop != nil && kept.Stop.At.After(now) {
+		stop := *kept.Stop
+		stop.At, kept.Stop = now, &stop // the clock was set back
+	}
 	w.state.phase, w.stop, w.forgotten = kept.Phase, kept.Stop, kept.Forgotten
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes
