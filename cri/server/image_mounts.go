@@ -42,7 +42,7 @@ func (s *Server) imageVolumesOf(config *runtimeapi.ContainerConfig) ([]imageVolu
 		if !ok {
 			return nil, imageVolumeError(codes.NotFound, "image %q for %s is not on this node: pull it first", ref, m.GetContainerPath())
 		}
-		m.Image.ImageRef = imageRef(img) // for ContainerStatus (KEP-5365); the request is this container's alone
+		m.Image.ImageRef = img.ID // for ContainerStatus (KEP-5365); the request is this container's alone
 		volumes = append(volumes, imageVolume{index: i, image: img})
 	}
 	return volumes, nil

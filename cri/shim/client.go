@@ -252,7 +252,7 @@ func refusal(e *wire.Error) error {
 // Run makes and starts a container. An error carries the OCI runtime's own
 // message; nothing of the container is left then.
 func (c *Client) Run(ctx context.Context, spec Container) (ContainerState, error) {
-	c.expectMigration(false)
+	c.expectMigration()
 	var st wire.ContainerState
 	err := c.call(ctx, wire.MethodRun, wire.Container(spec), &st)
 	return ContainerState(st), err

@@ -17,10 +17,10 @@ const cgroupRoot = "/sys/fs/cgroup"
 // grace period; it is over when the runtime, which has two Go programs and its
 // own checks to start first, comes to write cgroup.procs.
 //
-// Nothing depends on it: where it fails, the runtime waits as ever. exec says
-// that the runtime is to exec: in version 2 that starts the process inside its
-// cgroup (CLONE_INTO_CGROUP), and nothing is moved.
-func (c *Client) expectMigration(exec bool) {
+// Nothing depends on it: where it fails, the runtime waits as ever. It is for
+// starts only. Until the grace period is over nobody can make a cgroup, and the
+// shim makes one for each exec before it calls the runtime.
+func (c *Client) expectMigration() {
 	if !c.migrating.CompareAndSwap(false, true) {
 		return
 	}
@@ -30,18 +30,16 @@ func (c *Client) expectMigration(exec bool) {
 		if err != nil {
 			return
 		}
-		procs, unified := ownProcs(string(text))
-		if procs == "" || unified && exec {
-			return
+		if procs := ownProcs(string(text)); procs != "" {
+			_ = os.WriteFile(procs, []byte("0"), 0)
 		}
-		_ = os.WriteFile(procs, []byte("0"), 0)
 	}()
 }
 
 // ownProcs is the cgroup.procs of a cgroup that text, /proc/self/cgroup, names:
 // in the memory controller's hierarchy of version 1 or, where version 2 is all
 // there is, in that.
-func ownProcs(text string) (path string, unified bool) {
+func ownProcs(text string) (path string) {
 	var lines int
 	for line := range strings.Lines(text) {
 		lines++
@@ -52,13 +50,13 @@ func ownProcs(text string) (path string, unified bool) {
 		_, controllers, _ := strings.Cut(hierarchy, ":")
 		switch controllers {
 		case "memory":
-			return filepath.Join(cgroupRoot, "memory", cgroup, "cgroup.procs"), false
+			return filepath.Join(cgroupRoot, "memory", cgroup, "cgroup.procs")
 		case "":
 			path = filepath.Join(cgroupRoot, cgroup, "cgroup.procs")
 		}
 	}
 	if lines != 1 {
-		return "", false
+		return ""
 	}
-	return path, path != ""
+	return path
 }

@@ -4,15 +4,14 @@ import "testing"
 
 func TestTheDaemonMovesItselfWhereItIs(t *testing.T) {
 	for name, test := range map[string]struct {
-		text    string
-		procs   string
-		unified bool
+		text  string
+		procs string
 	}{
 		"version 2": {
 			text:  "0::/system.slice/berth.service\n",
-			procs: "/sys/fs/cgroup/system.slice/berth.service/cgroup.procs", unified: true,
+			procs: "/sys/fs/cgroup/system.slice/berth.service/cgroup.procs",
 		},
-		"version 2, the root": {text: "0::/\n", procs: "/sys/fs/cgroup/cgroup.procs", unified: true},
+		"version 2, the root": {text: "0::/\n", procs: "/sys/fs/cgroup/cgroup.procs"},
 		"version 1": {
 			text:  "12:pids:/a\n5:memory:/system.slice/berth.service\n1:name=systemd:/x\n",
 			procs: "/sys/fs/cgroup/memory/system.slice/berth.service/cgroup.procs",
@@ -25,9 +24,8 @@ func TestTheDaemonMovesItselfWhereItIs(t *testing.T) {
 		"not a list of cgroups":           {text: "memory\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			procs, unified := ownProcs(test.text)
-			if procs != test.procs || unified != test.unified {
-				t.Errorf("ownProcs = %q, %v, not %q, %v", procs, unified, test.procs, test.unified)
+			if procs := ownProcs(test.text); procs != test.procs {
+				t.Errorf("ownProcs = %q, not %q", procs, test.procs)
 			}
 		})
 	}

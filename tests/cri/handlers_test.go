@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +43,7 @@ func TestRuntimeHandlers(t *testing.T) {
 			t.Run("containers outlive the daemon", h.on(handlerTest.restart))
 			t.Run("an exec that takes too long is ended with all it started", h.on(handlerTest.execTimeout))
 			t.Run("limits are in the kernel, and changed there", h.on(handlerTest.limits))
+			t.Run("a pod has a user namespace, or is told why not", h.on(handlerTest.userNamespace))
 		})
 	}
 	t.Run("status names the handlers and what they can do", func(t *testing.T) { handlersInStatus(t, r.on(t), crun != "") })
@@ -143,6 +145,29 @@ func (h handlerTest) limits() {
 	must(h.t, err)
 	equal(h.t, "memory limit after the update", k.memory(), "100663296")
 	equal(h.t, "cpu quota after the update", k.quota(), "75000")
+	h.removePod(sandbox, pod)
+}
+
+// userNamespace: not every runtime can, and what Status says of it holds.
+func (h handlerTest) userNamespace() {
+	st, err := h.Status(h.ctx(), &runtimeapi.StatusRequest{})
+	must(h.t, err)
+	promised := false
+	for _, handler := range st.RuntimeHandlers {
+		promised = promised || handler.Name == h.handler && handler.GetFeatures().GetUserNamespaces()
+	}
+	pod, c := usernsPod(h.runtime, "userns", "testbox", "pause")
+	if !promised {
+		_, err := h.RunPodSandbox(h.ctx(), &runtimeapi.RunPodSandboxRequest{Config: pod, RuntimeHandler: h.handler})
+		h.refused(err, codes.FailedPrecondition, "userns_options: pods cannot have user namespaces here: ")
+		h.t.Logf("refused: %v", err)
+		return
+	}
+	sandbox := h.runPod(pod)
+	id := h.run(sandbox, pod, c)
+	equal(h.t, "uid inside", h.exec(id, "id", "-u"), "0")
+	equal(h.t, "uid_map", strings.Join(strings.Fields(h.exec(id, "cat", "/proc/self/uid_map")), " "), fmt.Sprintf("0 %d %d", podIDs, podIDsLen))
+	equal(h.t, "owner of the image's files", h.exec(id, "stat", "-c", "%u:%g", "/bin/testbox"), "0:0")
 	h.removePod(sandbox, pod)
 }
 

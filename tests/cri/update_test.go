@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -45,7 +47,23 @@ func allLimits(r *runtime, unified bool) *runtimeapi.LinuxContainerResources {
 	if unified {
 		change.Unified = map[string]string{"memory.high": fmt.Sprint(80 << 20)}
 	}
+	if hugePages(unified) {
+		change.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 6 << 20}}
+	}
 	return change
+}
+
+// hugePages: the host accounts huge pages of 2 MiB.
+func hugePages(unified bool) bool {
+	if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
+		return false
+	}
+	if !unified {
+		_, err := os.Stat("/sys/fs/cgroup/hugetlb/cgroup.procs")
+		return err == nil
+	}
+	controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	return err == nil && slices.Contains(strings.Fields(string(controllers)), "hugetlb")
 }
 
 func (k kernel) check(r *runtimeapi.LinuxContainerResources) {
@@ -54,6 +72,9 @@ func (k kernel) check(r *runtimeapi.LinuxContainerResources) {
 	equal(k.t, "quota", k.quota(), fmt.Sprint(r.CpuQuota))
 	equal(k.t, "CPUs", k.read("cpuset.cpus", "cpuset", "cpuset.cpus"), r.CpusetCpus)
 	equal(k.t, "memory nodes", k.read("cpuset.mems", "cpuset", "cpuset.mems"), r.CpusetMems)
+	for _, h := range r.HugepageLimits {
+		equal(k.t, "huge pages", k.read("hugetlb."+h.PageSize+".max", "hugetlb", "hugetlb."+h.PageSize+".limit_in_bytes"), fmt.Sprint(h.Limit))
+	}
 	if k.unified {
 		equal(k.t, "period", k.read("cpu.max", "", ""), fmt.Sprintf("%d %d", r.CpuQuota, r.CpuPeriod))
 		equal(k.t, "memory.high", k.read("memory.high", "", ""), r.Unified["memory.high"])

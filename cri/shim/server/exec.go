@@ -25,9 +25,9 @@ type execKey struct {
 // that it started: they share a cgroup below the container's.
 type execution struct {
 	container *container
-	group     cgroup.Exec
 
-	// Guarded by server.mu.
+	// Guarded by server.mu; the group does not change once the runtime is called.
+	group    cgroup.Exec
 	pid      int  // 0: the runtime is still starting it
 	killed   bool // before or after it started
 	timedOut bool
@@ -43,13 +43,9 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	if c.snapshot().Exited {
 		return reply{}, notFound(b.ContainerID)
 	}
-	group, err := c.group.NewExec(c.snapshot().Pid)
-	if err != nil {
-		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
-	}
-	// It is known from before it starts: whoever gives up on it, or goes
-	// away, ends it even so.
-	e := &execution{container: c, group: group}
+	// It is known from before anything is made: whoever gives up on it, or goes
+	// away, ends it even so. Making a cgroup alone may take a while.
+	e := &execution{container: c}
 	s.mu.Lock()
 	here := s.conns[key.conn]
 	if here {
@@ -57,8 +53,17 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	}
 	s.mu.Unlock()
 	if !here {
-		group.Remove()
 		return reply{}, fmt.Errorf("exec in container %s: the daemon has gone", b.ContainerID)
+	}
+	group, err := c.group.NewExec(c.snapshot().Pid)
+	s.mu.Lock()
+	e.group = group
+	if err != nil {
+		delete(s.execs, key)
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
 	}
 	pipes, exit, err := s.startExec(key, e, b)
 	if err != nil {
@@ -136,10 +141,10 @@ func (s *server) timeOut(e *execution) {
 func (s *server) killExec(e *execution) {
 	s.mu.Lock()
 	e.killed = true
-	pid := e.pid
+	pid, group := e.pid, e.group
 	s.mu.Unlock()
 	_ = s.reaper.Signal(pid, unix.SIGKILL) // it may have ended by itself, or not have started
-	e.group.Kill()
+	group.Kill()
 }
 
 func (s *server) execEnded(key execKey, e *execution, code int) {
