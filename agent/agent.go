@@ -26,7 +26,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -34,7 +36,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
-	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
@@ -102,6 +103,8 @@ const (
 	// relist is how often everything is asked for although events tell it.
 	relist     = 5 * time.Minute
 	keptEvents = 1000
+	// runtimeThere is after how long it is told that the runtime is waited for.
+	runtimeThere = 10 * time.Second
 	// maxMessage is what CRI runtimes agree to send and receive.
 	maxMessage = 16 << 20
 )
@@ -175,6 +178,7 @@ func New(c Config) (*Agent, error) {
 		static := c.Cluster.Resources.Allocator
 		a.ledger = allocation.NewLedger(allocation.Config{
 			Fits: a.fits, StaticCPU: static.CPUs.Policy == cpus.PolicyStatic, StaticMemory: static.Memory.Policy == memory.PolicyStatic,
+			Swaps: a.cgroups.Node().Swaps,
 		})
 		if a.exclusive, err = a.newExclusive(c.Cluster.Resources); err != nil {
 			return nil, err
@@ -272,9 +276,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}()
 	defer a.events.Close()
-	version, err := a.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if a.cluster != nil {
+		defer a.cluster.tellEvents()() // what nobody listens to is lost
+	}
+	version, err := a.version(ctx)
 	if err != nil {
-		return fmt.Errorf("ask the runtime at %s for its version: %w", a.config.RuntimeSock, err)
+		return err
 	}
 	if err := a.cgroups.Ensure(); err != nil {
 		return fmt.Errorf("make the pods' cgroups: %w", err)
@@ -296,7 +303,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health, Probed: a.probed,
+			Health: a.health, Probed: a.probed, NotStarted: a.notStarted, Ended: a.containerEnded,
 		},
 		Observations: a.observed,
 		Leftovers:    a.leftovers(),
@@ -312,9 +319,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
-		if err := a.cluster.recover(ctx); err != nil {
-			return err
-		}
 		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
 			return err
 		}
@@ -352,6 +356,24 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
+// version waits for the runtime and asks for its version.
+func (a *Agent) version(ctx context.Context) (*runtimeapi.VersionResponse, error) {
+	for {
+		call, cancel := context.WithTimeout(ctx, runtimeThere)
+		version, err := a.runtime.Version(call, &runtimeapi.VersionRequest{})
+		cancel()
+		switch {
+		case err == nil:
+			return version, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case status.Code(err) != codes.DeadlineExceeded:
+			return nil, fmt.Errorf("ask the runtime at %s for its version: %w", a.config.RuntimeSock, err)
+		}
+		a.config.Log.Warn("the runtime does not answer; it is waited for", "socket", a.config.RuntimeSock, "err", err)
+	}
+}
+
 // reporter is who is told what becomes of the pods; nil: nobody.
 func (a *Agent) reporter() func(worker.Report) {
 	if a.cluster == nil {
@@ -367,14 +389,6 @@ func (a *Agent) workerParts() worker.Parts {
 		p.Allocations = a.ledger
 	}
 	return p
-}
-
-// admit decides about new pods; nil: all of them may start.
-func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
-	if a.cluster == nil {
-		return nil
-	}
-	return a.admitted
 }
 
 // health is that of the devices that a container has.

@@ -2,10 +2,8 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
@@ -55,6 +53,7 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	}
 	e.claims, err = dra.New(dra.Config{
 		Dir: e.dir, Node: a.config.Node.Name, Client: a.config.Cluster.Client.ResourceV1(), HealthChanged: changed, Log: a.config.Log,
+		DriverCame: a.retryClaims,
 	})
 	if err != nil {
 		return nil, err
@@ -64,6 +63,15 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// retryClaims has pods whose claims could not be prepared try again now.
+func (a *Agent) retryClaims() {
+	for _, pod := range a.pods.Pods() {
+		if len(pod.Spec.ResourceClaims) > 0 || pod.Status.ExtendedResourceClaimStatus != nil {
+			a.pods.ObjectsChanged(pod.UID)
+		}
+	}
 }
 
 // run keeps containers on what they have, and listens to plugins, until ctx ends.
@@ -107,16 +115,20 @@ type activePods struct{ *dispatch.Dispatcher }
 // ActivePods are those that were admitted and have not ended.
 func (p activePods) ActivePods() []*v1.Pod { return p.Active() }
 
-// allocateTimeout bounds how long device plugins may take for one pod. Others
-// wait for their admission meanwhile.
-const allocateTimeout = time.Minute
-
-// allocate gives a new pod what its containers are to have to themselves.
+// allocate gives a new pod that need ask nobody what its containers are to have
+// to themselves.
 func (e *exclusive) allocate(pod *v1.Pod, others []*v1.Pod) *admit.Rejection {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), allocateTimeout, fmt.Errorf("device plugins did not answer within %s", allocateTimeout))
-	defer cancel()
-	if r := e.Admit(ctx, pod, slices.Clone(others)); r != nil {
-		return &admit.Rejection{Reason: r.Reason, Message: r.Message}
+	return rejection(e.Admit(pod, slices.Clone(others)))
+}
+
+// ask is allocate for a pod for which device plugins are asked.
+func (e *exclusive) ask(ctx context.Context, pod *v1.Pod, active func() []*v1.Pod) *admit.Rejection {
+	return rejection(e.AdmitAsking(ctx, pod, active))
+}
+
+func rejection(r *resources.Rejection) *admit.Rejection {
+	if r == nil {
+		return nil
 	}
-	return nil
+	return &admit.Rejection{Reason: r.Reason, Message: r.Message}
 }

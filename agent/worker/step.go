@@ -322,6 +322,13 @@ func (w *Worker) fail(key string, a plan.Action, err error) {
 		}
 	}
 	w.state.failures[key] = f
+	if w.config.NotStarted == nil || f.Count > 1 {
+		return
+	}
+	switch a.(type) {
+	case plan.CreateSandbox, plan.StartContainer:
+		w.config.NotStarted(w.pod)
+	}
 }
 
 // interruptible marks the action under way as one that a stop request ends at
@@ -359,12 +366,14 @@ func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 	return p
 }
 
+// graceOf is what a pod has to end, in seconds: a moment at least, so that it
+// gets its signal (pkg/kubelet/pod_workers.go, calculateEffectiveGracePeriod).
 func graceOf(pod *v1.Pod) int64 {
 	if s := pod.DeletionGracePeriodSeconds; pod.DeletionTimestamp != nil && s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	return int64(v1.DefaultTerminationGracePeriodSeconds)
 }

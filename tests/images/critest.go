@@ -95,7 +95,7 @@ func (b *Builder) toolsOf(t *tree) (v1.Layer, error) {
 // it, as in the image it stands for, since a spec greps in a file with NULs.
 func (b *Builder) addServers(out map[string]v1.Image, tools v1.Layer) error {
 	t := newTree()
-	for _, program := range []string{"nginx", "dash", "cat", "grep", "sleep"} {
+	for _, program := range []string{"nginx", "dash", "cat", "chmod", "grep", "ls", "sleep"} {
 		if err := b.program(t, program); err != nil {
 			return err
 		}

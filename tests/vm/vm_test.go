@@ -45,7 +45,7 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 		build(t, payload, suite.pkg)
 	}
 	for _, name := range []string{"berth", "berth-shim", "berth-cni", "runc", "tests"} {
-		run(t, time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
+		run(t, 5*time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
 	}
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		t.Run(driver, func(t *testing.T) {
@@ -56,10 +56,10 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 				"failed=0",
 			}
 			for _, suite := range suites {
-				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=8m -test.run='%s' || failed=1", suite.pkg, suite.tests))
+				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=25m -test.run='%s' || failed=1", suite.pkg, suite.tests))
 			}
 			runScript := strings.Join(append(lines, "exit $failed", ""), "\n")
-			boot(t, script, payload, runScript, 9*time.Minute)
+			boot(t, script, payload, runScript, 28*time.Minute)
 		})
 	}
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // allocateTimeout bounds Allocate and GetPreferredAllocation: a plugin that
-// hangs keeps one pod from starting, not the node from admitting others forever.
+// hangs keeps one pod from starting, not those after it forever.
 const allocateTimeout = 30 * time.Second
 
 // Draft hands devices out to one pod. They are the pod's with Commit; a Draft

@@ -56,6 +56,13 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
 	}
+	forHeartbeats := identity.Client() // cmd/kubelet/app, run: without limits, for a node that is busy is alive
+	forHeartbeats.QPS = -1
+	forHeartbeats.Timeout = min(k.NodeStatusUpdateFrequency.Duration, time.Duration(k.NodeLeaseDurationSeconds)*time.Second)
+	heartbeats, err := kubernetes.NewForConfig(forHeartbeats)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
+	}
 	forEvents := identity.Client() // with limits of its own
 	forEvents.QPS, forEvents.Burst = float32(*k.EventRecordQPS), int(k.EventBurst)
 	events, err := kubernetes.NewForConfig(forEvents)
@@ -83,7 +90,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 		return nil, err
 	}
 	return &agent.Cluster{
-		Client: client, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
+		Client: client, Heartbeats: heartbeats, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
 		Node: registration,
 		Facts: node.Facts{
 			Addresses: statusAddresses(k, host), CloudAddresses: cloudProvided(k),
