@@ -94,7 +94,10 @@ func Run(cfg Config, listenFD int) error {
 	// executes. runc happens to undo that for the container; others may not.
 	unwanted := make(chan os.Signal, 1)
 	signal.Notify(unwanted, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	go refuse(unwanted)
+	go func() {
+		refuse(unwanted, pid1)
+		os.Exit(0)
+	}()
 	return s.accept(listenFD)
 }
 
@@ -120,11 +123,23 @@ func holdLock(dir string) (fd uintptr, err error) {
 	return uintptr(lock), nil
 }
 
-// refuse says once why the shim is still there.
-func refuse(signals <-chan os.Signal) {
-	sig := <-signals
-	logf("got signal %v and stay: a shim ends when the daemon shuts it down", sig)
-	for range signals {
+// pid1 names the program that runs the host.
+const pid1 = "/proc/1/comm"
+
+// refuse says once why the shim is still there. It returns when a signal is the
+// last one: systemd's final program has taken its place as process 1, has stopped
+// every unit, the containers with them, and waits up to 90 seconds for who stays.
+func refuse(signals <-chan os.Signal, pid1 string) {
+	said := false
+	for sig := range signals {
+		// The kernel keeps 15 bytes of a name.
+		if comm, err := os.ReadFile(pid1); err == nil && strings.TrimSpace(string(comm)) == "systemd-shutdown"[:15] {
+			return
+		}
+		if !said {
+			logf("got signal %v and stay: a shim ends when the daemon shuts it down", sig)
+			said = true
+		}
 	}
 }
 
