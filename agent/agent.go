@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,7 @@ import (
 type Config struct {
 	Node        podspec.Node
 	RuntimeSock string // of the CRI runtime
+	ImageSock   string // of its image service; empty: RuntimeSock
 	APISocket   string
 	ManifestDir string
 	Rescan      time.Duration // of the manifest directory
@@ -81,7 +83,10 @@ type Config struct {
 	RuntimeTimeout time.Duration
 	// Reserved are cgroups that others made, by name.
 	Reserved map[string]Reserved
-	BootID   string
+	// IDsPerPod are the user and group IDs of a pod with a user namespace
+	// (userNamespaces.idsPerPod); zero: the kubelet's default.
+	IDsPerPod uint32
+	BootID    string
 	// Cluster is what the node belongs to; nil: pods come from manifests alone.
 	Cluster *Cluster
 	Log     *slog.Logger
@@ -111,8 +116,9 @@ var reconnect = backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.6,
 // Agent is the node agent; New puts it together, Run runs it.
 type Agent struct {
 	config     Config
-	conn       *grpc.ClientConn
+	conns      []*grpc.ClientConn // to the runtime
 	runtime    runtimeapi.RuntimeServiceClient
+	images     runtimeapi.ImageServiceClient
 	source     *source.Dir
 	events     *event.Recorder
 	cgroups    *qos.Tree
@@ -127,6 +133,7 @@ type Agent struct {
 	exclusive  *exclusive           // nil without a cluster
 	pressure   *pressure            // nil before Run, and without a cluster
 	metrics    *metrics.Metrics     // nil before Run, and without a cluster
+	feeding    atomic.Int64         // since when feed is at something, Unix nanoseconds; zero: it waits
 	inControl  chan struct{}
 }
 
@@ -139,16 +146,10 @@ func New(c Config) (*Agent, error) {
 		}
 	}
 	a := &Agent{config: c, inControl: make(chan struct{})}
-	var err error
-	a.conn, err = grpc.NewClient("unix://"+c.RuntimeSock,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
-		grpc.WithUnaryInterceptor(a.count),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
+	err := a.connect()
 	if err != nil {
-		return nil, fmt.Errorf("runtime socket %s: %w", c.RuntimeSock, err)
+		return nil, err
 	}
-	a.runtime = runtimeapi.NewRuntimeServiceClient(a.conn)
 	a.source = source.NewDir(source.Config{
 		Dir: c.ManifestDir, CacheDir: filepath.Join(c.StateDir, "manifests"), Rescan: c.Rescan,
 		Options: a.manifestOptions(), Logger: c.Log,
@@ -191,7 +192,7 @@ func New(c Config) (*Agent, error) {
 	if a.logs, err = logrotate.New(c.Logs, a.runtime); err != nil {
 		return nil, fmt.Errorf("rotation of logs: %w", err)
 	}
-	puller := images.New(runtimeapi.NewImageServiceClient(a.conn), a.events, images.Config{})
+	puller := images.New(a.images, a.events, images.Config{})
 	if a.cluster != nil {
 		if puller, err = a.cluster.puller(a, sources); err != nil {
 			return nil, err
@@ -202,16 +203,47 @@ func New(c Config) (*Agent, error) {
 		Images:  puller,
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
 		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Logs: a.logs, Events: a.events,
-		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), userns.HostRange),
+		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), c.IDsPerPod, userns.HostRange),
 	}
 	if a.cluster != nil {
-		parts.Cluster, parts.Exclusive = a.cluster, a.exclusive
+		parts.Cluster, parts.Exclusive, parts.Claims = a.cluster, a.exclusive, a.exclusive.claims
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
 		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: c.RuntimeTimeout, Log: c.Log,
 	})
 	return a, nil
+}
+
+// connect makes the clients of the runtime and of its image service, which may
+// have a socket of its own. They connect when they are used.
+func (a *Agent) connect() error {
+	forRuntime, err := a.dial(a.config.RuntimeSock)
+	if err != nil {
+		return err
+	}
+	forImages := forRuntime
+	if sock := a.config.ImageSock; sock != "" && sock != a.config.RuntimeSock {
+		if forImages, err = a.dial(sock); err != nil {
+			return err
+		}
+	}
+	a.runtime, a.images = runtimeapi.NewRuntimeServiceClient(forRuntime), runtimeapi.NewImageServiceClient(forImages)
+	return nil
+}
+
+// dial prepares a connection to a socket of the runtime.
+func (a *Agent) dial(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
+		grpc.WithUnaryInterceptor(a.count),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
+	if err != nil {
+		return nil, fmt.Errorf("runtime socket %s: %w", socket, err)
+	}
+	a.conns = append(a.conns, conn)
+	return conn, nil
 }
 
 // count counts the requests to the runtime.
@@ -238,7 +270,11 @@ func (a *Agent) InControl() <-chan struct{} { return a.inControl }
 
 // Run runs the agent until ctx ends. Pods run on without it.
 func (a *Agent) Run(ctx context.Context) error {
-	defer a.conn.Close()
+	defer func() {
+		for _, conn := range a.conns {
+			conn.Close()
+		}
+	}()
 	defer a.events.Close()
 	if a.cluster != nil {
 		defer a.cluster.tellEvents()() // what nobody listens to is lost
@@ -270,7 +306,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			Health: a.health, Probed: a.probed,
 		},
 		Observations: a.observed,
-		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Leftovers:    a.leftovers(),
 		Admit:        a.admit(),
 		Begun:        a.begun,
 		Ended:        a.ended,
@@ -289,6 +325,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
 			return err
 		}
+		a.metrics.Registry().MustRegister(a.exclusive.claims)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
@@ -301,7 +338,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
 		plugins := pluginwatch.New(filepath.Join(a.config.Node.KubeletDir, "plugins_registry"),
-			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins}, a.config.Log)
+			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins, "DRAPlugin": a.exclusive.claims.Drivers()}, a.config.Log)
 		group.Go(func() error { return a.exclusive.run(ctx, d, a.observed, plugins) })
 		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
@@ -355,11 +392,11 @@ func (a *Agent) workerParts() worker.Parts {
 }
 
 // health is that of the devices that a container has.
-func (a *Agent) health(podUID, container string) []v1.ResourceStatus {
+func (a *Agent) health(pod *v1.Pod, container string) []v1.ResourceStatus {
 	if a.exclusive == nil {
 		return nil
 	}
-	return a.exclusive.Health(podUID, container)
+	return slices.Concat(a.exclusive.Health(string(pod.UID), container), a.exclusive.claims.Health(pod, container))
 }
 
 // probed counts a probe.
@@ -403,6 +440,7 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 			a.cluster.report.PodsChanged()
 		}
 		at := time.Now()
+		a.feeding.Store(at.UnixNano())
 		next := a.source.Snapshot()
 		told = a.tellRejected(next.Rejected, told)
 		want := dispatch.Desired{
@@ -412,13 +450,27 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		if a.cluster != nil {
 			pods, _, complete := a.cluster.pods.Pods()
 			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
-			want.Gone = a.cluster.pods.Gone()
+			want.Gone = a.cluster.pods.TakeGone()
 			a.cluster.mirror.Poke()
 		}
 		d.Want(ctx, want)
 		last = next
 		a.refreshClasses(a.allocated(want.Pods))
+		a.feeding.Store(0)
 	}
+}
+
+// longestFeed is how long handing on what sources say may take in a healthy
+// agent (pkg/kubelet/kubelet.go, SyncLoopHealthCheck).
+const longestFeed = 5 * time.Minute
+
+// syncing is the health of the loop that syncs pods.
+func (a *Agent) syncing() error {
+	since := a.feeding.Load()
+	if since != 0 && time.Since(time.Unix(0, since)) > longestFeed {
+		return errors.New("sync Loop took longer than expected")
+	}
+	return nil
 }
 
 // allocated are pods with what they are allocated, which is not what their
@@ -481,6 +533,15 @@ func (a *Agent) exec(ctx context.Context, containerID string, command []string, 
 
 func (a *Agent) tell(pod *v1.Pod, eventType, reason, message string) {
 	a.events.Pod(pod, eventType, reason, "%s", message)
+}
+
+// leftovers are what pods hold outside the runtime.
+func (a *Agent) leftovers() []dispatch.Leftovers {
+	list := []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}}
+	if a.exclusive != nil {
+		list = append(list, a.exclusive.claims)
+	}
+	return list
 }
 
 // leftoverCgroups finds pods that only have a cgroup left.

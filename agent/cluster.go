@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
 	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/kubeletapi/access"
@@ -108,6 +110,7 @@ type cluster struct {
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
 	events    record.EventBroadcaster
+	busy      func() bool   // pods are being started
 	timeout   time.Duration // of a request to the runtime
 	log       *slog.Logger
 	// nodeChanged receives when the node's object has changed; capacity one.
@@ -118,8 +121,8 @@ type cluster struct {
 // everything tells events.
 func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster, error) {
 	k := &cluster{
-		events: events,
-		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: runtimeapi.NewImageServiceClient(a.conn),
+		events: events, busy: func() bool { return a.actor.Busy() },
+		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: a.images,
 		timeout: a.config.RuntimeTimeout, log: a.config.Log, nodeChanged: make(chan struct{}, 1),
 	}
 	core := c.Client.CoreV1().RESTClient()
@@ -142,6 +145,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
 	c.Objects.Client, c.Objects.Log = c.Client, k.log
 	c.Objects.Changed = func(uid types.UID) { a.pods.ObjectsChanged(uid) }
+	c.Objects.TTL = k.objectTTL
 	var err error
 	if k.objects, err = objects.New(c.Objects); err != nil {
 		return nil, err
@@ -156,6 +160,21 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	c.Node.Event = func(eventType, reason, message string) { a.events.Node(eventType, reason, "%s", message) }
 	k.registrar = node.New(c.Node)
 	return k, nil
+}
+
+// objectTTL is how long a ConfigMap or Secret may be used again with the strategy
+// Cache: the API server's hint in the node's annotation, or the kubelet's default
+// (pkg/kubelet/util/manager, GetObjectTTLFromNodeFunc).
+func (k *cluster) objectTTL() time.Duration {
+	object, ok := k.node.Get("", k.nodeName)
+	if !ok {
+		return time.Minute
+	}
+	seconds, err := strconv.Atoi(object.Annotations[v1.ObjectTTLAnnotationKey])
+	if err != nil {
+		return time.Minute
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // trimService leaves of a service what a pod is told of it.
@@ -222,7 +241,7 @@ func (k *cluster) recover(ctx context.Context) error {
 
 // tellEvents sends events to the API server until stop is called.
 func (k *cluster) tellEvents() (stop func()) {
-	sink := k.events.StartRecordingToSink(&corev1.EventSinkImpl{Interface: k.config.Events})
+	sink := k.events.StartRecordingToSink(event.Yield(&corev1.EventSinkImpl{Interface: k.config.Events}, k.busy))
 	return func() {
 		sink.Stop()
 		k.events.Shutdown()
@@ -253,6 +272,7 @@ func (k *cluster) follow(ctx context.Context) error {
 func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *metrics.Metrics, error) {
 	c := k.config.API
 	c.Server.Log, c.Stats.Log, c.Metrics.Log = k.log, k.log, k.log
+	c.Server.SyncLoop = a.syncing
 	authn, err := access.NewAuthenticator(c.Authn)
 	if err != nil {
 		return nil, nil, err

@@ -13,6 +13,7 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
+	"github.com/berth-io/berth/agent/resources/dra"
 	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/agent/resources/pluginwatch"
 	"github.com/berth-io/berth/agent/resources/podresources"
@@ -30,21 +31,28 @@ type Resources struct {
 type exclusive struct {
 	*resources.Allocator
 	plugins *devices.Plugins
+	claims  *dra.Claims
 	config  Resources
 	dir     string // the kubelet's
 }
 
 func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	e := &exclusive{config: r, dir: a.config.Node.KubeletDir}
+	changed := func(podUIDs []string) {
+		for _, uid := range podUIDs {
+			a.pods.Observed(uid)
+		}
+	}
 	var err error
 	e.plugins, err = devices.New(devices.Config{
 		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Log: a.config.Log,
-		CapacityChanged: func() { a.cluster.registrar.Poke() },
-		HealthChanged: func(podUIDs []string) {
-			for _, uid := range podUIDs {
-				a.pods.Observed(uid)
-			}
-		},
+		CapacityChanged: func() { a.cluster.registrar.Poke() }, HealthChanged: changed,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.claims, err = dra.New(dra.Config{
+		Dir: e.dir, Node: a.config.Node.Name, Client: a.config.Cluster.Client.ResourceV1(), HealthChanged: changed, Log: a.config.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -60,12 +68,13 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 func (e *exclusive) run(ctx context.Context, pods *dispatch.Dispatcher, observations *observed.Store, watcher *pluginwatch.Watcher) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.plugins.Run(ctx) })
+	group.Go(func() error { return e.claims.Run(ctx) })
 	group.Go(func() error { return watcher.Run(ctx) })
 	group.Go(func() error {
 		return e.Allocator.Run(ctx, func() resources.World { return world(pods, observations) })
 	})
 	group.Go(func() error {
-		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator).Run(ctx)
+		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator, e.claims).Run(ctx)
 	})
 	return group.Wait()
 }

@@ -42,11 +42,10 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	if err != nil {
 		return nil, err
 	}
-	images := runtimeapi.NewImageServiceClient(a.conn)
 	node := a.config.Node
 	meter := usage.New(usage.Config{
 		KubeletDir: node.KubeletDir, PodLogsDir: node.PodLogsDir, PodsCgroup: a.cgroups.PodsPath(), Cgroups: hierarchy,
-	}, a.runtime, images)
+	}, a.runtime, a.images)
 	view := podsView{pods}
 	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
 	if out.collect, err = gc.New(gc.Config{
@@ -54,7 +53,7 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 		Images:    p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
 		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir,
 		Logs: logsOf{a.runtime, a.logs}, Log: a.config.Log,
-	}, a.runtime, images, view, meter, a.events); err != nil {
+	}, a.runtime, a.images, view, meter, a.events); err != nil {
 		return nil, fmt.Errorf("garbage collection: %w", err)
 	}
 	p.Evict.Notifier = evict.NewNotifier(evict.NotifyConfig{

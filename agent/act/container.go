@@ -152,8 +152,14 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 		return nil, err
 	}
 	config, err := podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
-	if err != nil || a.Exclusive == nil {
-		return config, err
+	if err != nil {
+		return nil, err
+	}
+	if err := a.claimDevices(pod.Pod, s.Container, config); err != nil {
+		return nil, err
+	}
+	if a.Exclusive == nil {
+		return config, nil
 	}
 	if err := a.Exclusive.PreStart(ctx, pod.Pod, s.Container); err != nil {
 		return nil, err
@@ -242,7 +248,7 @@ func (a *Actor) terminationLog(pod Pod, container string) (string, error) {
 }
 
 func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, createStage)
 	if err != nil {
 		return "", err
 	}
@@ -268,7 +274,7 @@ func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sand
 }
 
 func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id string) error {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, startStage)
 	if err != nil {
 		return err
 	}

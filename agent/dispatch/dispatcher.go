@@ -39,14 +39,14 @@ type Leftovers interface {
 // Desired is what all sources together want.
 type Desired struct {
 	Pods []*v1.Pod
+	// Gone are pods that were deleted since the last Desired, as they were last:
+	// with the grace period that they were deleted with.
+	Gone []*v1.Pod
 	// Complete: every source has reported. Before that nothing is ended.
 	Complete bool
 	// Local: every source of this host has. That is enough to be in control: an
 	// API server may be away for long.
 	Local bool
-	// Gone are pods that were deleted since the last Desired, as they were in the
-	// end: with the grace period that they have.
-	Gone []*v1.Pod
 	// Objects changed since the last Desired: volumes are to be refreshed.
 	Objects bool
 	At      time.Time
@@ -129,7 +129,8 @@ func (d *Dispatcher) Want(ctx context.Context, next Desired) {
 		case <-ctx.Done():
 			return
 		case old := <-d.desired:
-			next.Objects, next.Gone = next.Objects || old.Objects, append(old.Gone, next.Gone...)
+			next.Objects = next.Objects || old.Objects
+			next.Gone = slices.Concat(old.Gone, next.Gone)
 		}
 	}
 }
@@ -261,8 +262,8 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		wanted[string(pod.UID)] = true
 	}
 	for _, pod := range want.Gone {
-		if w := d.workers[string(pod.UID)]; w != nil && pod.DeletionTimestamp != nil {
-			w.Stop(worker.Killing(pod))
+		if w := d.workers[string(pod.UID)]; w != nil && !w.Forgotten() {
+			d.update(w, pod)
 		}
 	}
 	names := d.namesOfStrangers(wanted)

@@ -461,17 +461,21 @@ func (w *world) wantGone(uids ...string) {
 	}
 }
 
-func TestAPodThatIsDeletedByForceHasAMomentAndNotItsGracePeriod(t *testing.T) {
+// Deleted by force it is being deleted and gone at once, and the agent may look
+// only when both have happened.
+func TestAPodIsEndedWithTheGraceThatItWasDeletedWith(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.runtime.Program("a", fakecri.Program{Stubborn: true})
 		w.startAgent()
-		w.want(apiPod("web", "1"))
+		slow, quick := apiPod("slow", "1"), apiPod("quick", "2")
+		w.want(slow, quick)
+		w.check("1 0", "2 0")
+		w.d.Want(w.ctx, dispatch.Desired{Pods: []*v1.Pod{slow}, Gone: []*v1.Pod{deleted(quick, 0)}, Complete: true, Local: true, At: time.Now()})
+		w.d.Want(w.ctx, dispatch.Desired{Complete: true, Local: true, At: time.Now()}) // before it has looked
+		time.Sleep(5 * time.Second)
 		w.check("1 0")
-		// The watch has told of the deletion and its grace period, and at once that
-		// the pod is gone.
-		w.d.Want(w.ctx, dispatch.Desired{Complete: true, Local: true, At: time.Now(), Gone: []*v1.Pod{deleted(apiPod("web", "1"), 0)}})
-		w.check("1 0")
-		time.Sleep(3 * time.Second)
+		w.wantGone("2")
+		time.Sleep(time.Minute)
 		w.checkNothingLeft()
 	})
 }

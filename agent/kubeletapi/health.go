@@ -2,7 +2,6 @@ package kubeletapi
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,17 +17,10 @@ func ping() error { return nil }
 
 // checks of the API's /healthz. The kubelet's "log" check sees whether its log
 // writer is stuck; Berth's logger writes at once or not at all, so it is good
-// whenever it answers.
+// whenever it answers. So is "device-plugin": where device plugins cannot
+// register any more, the agent ends.
 func (s *Server) checks() []check {
-	sync := s.config.SyncLoop
-	if sync == nil {
-		sync = ping
-	}
-	checks := []check{{"ping", ping}, {"log", ping}, {"syncloop", sync}}
-	for _, name := range slices.Sorted(maps.Keys(s.config.MoreChecks)) {
-		checks = append(checks, check{name, s.config.MoreChecks[name]})
-	}
-	return checks
+	return []check{{"ping", ping}, {"log", ping}, {"syncloop", s.config.SyncLoop}, {"device-plugin", ping}}
 }
 
 func (s *Server) health(m *mux) {

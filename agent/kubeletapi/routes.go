@@ -85,8 +85,12 @@ func (s *Server) guarded(m *mux) {
 	m.on("/runningpods/{$}", s.runningPods, http.MethodGet)
 	m.on("/runningpods", s.runningPods, http.MethodGet)
 	m.on("/checkpoint/{namespace}/{pod}/{container}", s.checkpoint, http.MethodPost)
-	m.on("/flagz", s.flagz)
-	m.on("/statusz", s.statusz(m))
+	if s.config.Flags != nil {
+		m.on("/flagz", s.flagz)
+	}
+	if s.config.Statusz {
+		m.on("/statusz", s.statusz(m))
+	}
 }
 
 // disabled answers for what EnableDebuggingHandlers switches off.

@@ -86,6 +86,8 @@ type Metrics interface {
 
 // Config of a Server. The names are KubeletConfiguration's where it has one.
 type Config struct {
+	// EnableServer serves the API; the ports beside it are there without it too.
+	EnableServer bool
 	// Address and Port of the API; ReadOnlyPort 0 is none. HealthzPort 0 is none.
 	Address            string
 	Port, ReadOnlyPort int
@@ -96,26 +98,24 @@ type Config struct {
 	Certificate  func() (*tls.Certificate, error)
 	MinVersion   uint16
 	CipherSuites []uint16
+	Curves       []tls.CurveID // tlsCurvePreferences; none: Go's
 
 	EnableDebuggingHandlers, EnableSystemLogHandler, EnableSystemLogQuery bool
 	EnableProfilingHandler, EnableContentionProfiling                     bool
 	EnableDebugFlagsHandler                                               bool
 
 	// KubeletConfig is what /configz shows: a *v1beta1.KubeletConfiguration with
-	// all defaults. Flags is what /flagz shows, by name.
+	// all defaults. Flags is what /flagz shows, by name; nil: there is none.
 	KubeletConfig any
 	Flags         map[string]string
+	Statusz       bool   // /statusz is there
 	Version       string // of Kubernetes, for /statusz, as "v1.36.3"
 
 	KubeletDir string // has checkpoints
 	LogDir     string // /var/log
-	// SyncLoop is the health of what syncs pods: a nil error is good, and so is
-	// a nil function.
+	// SyncLoop is the health of what syncs pods: a nil error is good.
 	SyncLoop func() error
-	// MoreChecks are what else makes up /healthz, by name; the kubelet has
-	// "device-plugin" there.
-	MoreChecks map[string]func() error
-	Log        *slog.Logger
+	Log      *slog.Logger
 }
 
 // Parts are what the API shows.
@@ -154,7 +154,10 @@ func (s *Server) Run(ctx context.Context) error {
 		handler       http.Handler
 		tls           *tls.Config
 	}
-	endpoints := []endpoint{{"kubelet API", s.config.Address, s.config.Port, s.handler(), s.tls()}}
+	var endpoints []endpoint
+	if s.config.EnableServer {
+		endpoints = append(endpoints, endpoint{"kubelet API", s.config.Address, s.config.Port, s.handler(), s.tls()})
+	}
 	if s.config.ReadOnlyPort != 0 {
 		endpoints = append(endpoints, endpoint{"read-only kubelet API", s.config.Address, s.config.ReadOnlyPort, s.readOnlyHandler(), nil})
 	}
@@ -179,6 +182,10 @@ func (s *Server) Run(ctx context.Context) error {
 	for i, e := range endpoints {
 		group.Go(func() error { return s.serve(ctx, listeners[i], e.name, e.handler, e.tls) })
 	}
+	group.Go(func() error { // also where nothing is served
+		<-ctx.Done()
+		return ctx.Err()
+	})
 	return group.Wait()
 }
 
@@ -214,7 +221,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, name string, h http.
 // have a token, and the CA file may change between two requests.
 func (s *Server) tls() *tls.Config {
 	c := &tls.Config{
-		MinVersion: max(s.config.MinVersion, tls.VersionTLS12), CipherSuites: s.config.CipherSuites,
+		MinVersion: max(s.config.MinVersion, tls.VersionTLS12), CipherSuites: s.config.CipherSuites, CurvePreferences: s.config.Curves,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.config.Certificate() },
 	}
 	if s.parts.Authn.WantsCertificates() {

@@ -1,10 +1,12 @@
 package kubeletapi
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -36,7 +38,7 @@ func TestAnswersAreTheKubelets(t *testing.T) {
 		{"GET", "/healthz/ping", 200, "=ok"},
 		{"GET", "/healthz/log", 200, "=ok"},
 		{"GET", "/healthz/syncloop", 200, "=ok"},
-		{"GET", "/healthz?verbose", 200, "=[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n"},
+		{"GET", "/healthz?verbose", 200, "=[+]ping ok\n[+]log ok\n[+]syncloop ok\n[+]device-plugin ok\nhealthz check passed\n"},
 		{"GET", "/healthz?verbose&exclude=log", 200, "[+]log excluded: ok\n"},
 		{"GET", "/configz", 200, `={"kubeletconfig":{"apiVersion":"kubelet.config.k8s.io/v1beta1","kind":"KubeletConfiguration","port":10250}}`},
 		{"GET", "/pods", 200, `{"kind":"PodList","apiVersion":"v1","metadata":{},"items":[{"metadata":{"name":"web"`},
@@ -194,7 +196,6 @@ func TestTheHealthPortSaysThatTheProcessLives(t *testing.T) {
 		port = freePort(t)
 		w.config.HealthzPort = port
 		w.config.SyncLoop = func() error { return errors.New("stuck for 3m") }
-		w.config.MoreChecks = map[string]func() error{"device-plugin": func() error { return nil }}
 	})
 	if code, body := get(t, fmt.Sprintf("http://127.0.0.1:%d/healthz", port)); code != 200 || body != "ok" {
 		t.Errorf("%d %q", code, body)
@@ -227,7 +228,7 @@ func TestLogAndProfilingHandlersCanBeSwitchedOffAlone(t *testing.T) {
 }
 
 func TestTheVerbosityOfLibrariesCanBeSet(t *testing.T) {
-	w := newWorld(t, func(w *world) { w.config.EnableDebugFlagsHandler, w.config.SyncLoop = true, nil })
+	w := newWorld(t, func(w *world) { w.config.EnableDebugFlagsHandler = true })
 	defer func() {
 		var zero klog.Level
 		if err := zero.Set("0"); err != nil {
@@ -258,8 +259,49 @@ func TestTheVerbosityOfLibrariesCanBeSet(t *testing.T) {
 	if !klog.V(3).Enabled() {
 		t.Error("it is not set")
 	}
-	if code, body := w.ask("GET", "/healthz"); code != 200 || body != "ok" {
-		t.Errorf("without a check of the sync loop: %d %q", code, body)
+}
+
+func TestWithoutTheServerTheOtherPortsAreServed(t *testing.T) {
+	w := newWorld(t, nil)
+	other := *w
+	other.config.EnableServer, other.config.Port = false, freePort(t)
+	other.config.HealthzPort, other.config.ReadOnlyPort = freePort(t), freePort(t)
+	api := other.config.Port
+	other.config.Port = other.config.HealthzPort // what run waits for
+	other.server = New(w.server.parts, other.config)
+	other.run()
+	for _, url := range []string{fmt.Sprintf("http://127.0.0.1:%d/healthz", other.config.HealthzPort), fmt.Sprintf("http://127.0.0.1:%d/pods", other.config.ReadOnlyPort)} {
+		if code, body := get(t, url); code != 200 {
+			t.Errorf("%s: %d %q", url, code, body)
+		}
+	}
+	if c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", api)); err == nil {
+		c.Close()
+		t.Error("the API is served")
+	}
+}
+
+func TestOnlyTheConfiguredCurvesAreUsed(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.config.Curves = []tls.CurveID{tls.CurveP384} })
+	for curve, works := range map[tls.CurveID]bool{tls.CurveP384: true, tls.X25519: false} {
+		client := w.client.Transport.(*http.Transport).TLSClientConfig.Clone()
+		client.CurvePreferences = []tls.CurveID{curve}
+		c, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", w.config.Port), client)
+		if (err == nil) != works {
+			t.Errorf("%v: %v", curve, err)
+		}
+		if err == nil {
+			c.Close()
+		}
+	}
+}
+
+func TestThePagesOfTheComponentCanBeSwitchedOff(t *testing.T) {
+	w := newWorld(t, func(w *world) { w.config.Flags, w.config.Statusz = nil, false })
+	for _, path := range []string{"/flagz", "/statusz"} {
+		if code, body := w.ask("GET", path); code != 404 {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
 	}
 }
 

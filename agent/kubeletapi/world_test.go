@@ -219,6 +219,7 @@ func newWorld(t *testing.T, change func(*world)) *world {
 	w.pods = podSet{testPod()}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	w.config = Config{
+		EnableServer: true, Statusz: true,
 		Address: "127.0.0.1", HealthzBindAddress: "127.0.0.1",
 		EnableDebuggingHandlers: true, EnableSystemLogHandler: true, EnableProfilingHandler: true,
 		KubeletConfig: map[string]any{"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1", "port": 10250},

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/pflag"
 	nodeutil "k8s.io/component-helpers/node/util"
 	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
 )
@@ -65,6 +66,10 @@ type Flags struct {
 	// taken from capacity to get allocatable.
 	IgnoreEvictionThreshold bool
 
+	// Given are all of the kubelet's flags with their values on the command
+	// line, or their defaults, whatever files say (/flagz shows them).
+	Given map[string]string
+
 	// Help and Version ask for text instead of a node. Version is "", "true",
 	// "raw", or a version to be reported as the kubelet's.
 	Help    bool
@@ -98,10 +103,11 @@ func LoadOver(args []string) (*Config, error) { return loadFrom(Default(), args)
 func loadFrom(base *Config, args []string) (*Config, error) {
 	c := newConfig()
 	c.KubeletConfiguration = *base.DeepCopy()
-	used, err := c.parse(args)
+	used, values, err := c.parse(args)
 	if err != nil {
 		return nil, err
 	}
+	c.Given = values
 	if c.Help || c.Version != "" {
 		return c, nil
 	}
@@ -143,20 +149,23 @@ func newConfig() *Config {
 	return c
 }
 
-// parse reads flags over what c says, and returns the names of those given.
-func (c *Config) parse(args []string) (used []string, err error) {
+// parse reads flags over what c says, and returns the names of those given and
+// the values of all.
+func (c *Config) parse(args []string) (used []string, values map[string]string, err error) {
 	seccomp := false
 	fs := newFlagSet(c, &seccomp)
 	if err := fs.Parse(args); err != nil {
-		return nil, fmt.Errorf("the kubelet's flags: %w", err)
+		return nil, nil, fmt.Errorf("the kubelet's flags: %w", err)
 	}
 	if rest := fs.Args(); len(rest) > 0 {
-		return nil, fmt.Errorf("the kubelet's flags: unknown command %s: only flags are expected", rest[0])
+		return nil, nil, fmt.Errorf("the kubelet's flags: unknown command %s: only flags are expected", rest[0])
 	}
 	if seccomp {
 		*c.SeccompDefault = true
 	}
-	return given(fs), nil
+	values = map[string]string{}
+	fs.VisitAll(func(f *pflag.Flag) { values[f.Name] = f.Value.String() })
+	return given(fs), values, nil
 }
 
 // reparse gives flags their precedence over files. Feature gates are the one map
@@ -167,7 +176,7 @@ func (c *Config) reparse(args []string) error {
 	flags, sources := c.Flags, c.Sources
 	flags.NodeLabels = nil
 	c.Flags = flags
-	if _, err := c.parse(args); err != nil {
+	if _, _, err := c.parse(args); err != nil {
 		return err
 	}
 	c.Sources = sources

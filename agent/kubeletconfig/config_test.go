@@ -279,6 +279,19 @@ func TestFlagsParseAsTheKubeletDoes(t *testing.T) {
 	}
 }
 
+func TestTheValuesOfFlagsAreThoseOfTheCommandLineWhateverFilesSay(t *testing.T) {
+	file := write(t, t.TempDir(), "config.yaml", header+"maxPods: 7\nport: 8\n")
+	c := load(t, "--config", file, "--port=9", "--node-labels=a=b")
+	for name, want := range map[string]string{"config": file, "port": "9", "max-pods": "110", "node-labels": "a=b", "register-node": "true"} {
+		if got := c.Given[name]; got != want {
+			t.Errorf("--%s is %q, want %q", name, got, want)
+		}
+	}
+	if c.MaxPods != 7 || c.Port != 9 {
+		t.Errorf("maxPods %d, port %d", c.MaxPods, c.Port)
+	}
+}
+
 func TestWhatHasNoEffectIsNamed(t *testing.T) {
 	file := write(t, t.TempDir(), "config.yaml", header+"hairpinMode: none\nsyncFrequency: 1m\nlogging: {vmodule: [{filePattern: x, verbosity: 3}]}\nfeatureGates: {EventedPLEG: true, ContextualLogging: true}\n")
 	c := load(t, "--config", file, "--pod-infra-container-image=pause", "--housekeeping-interval", "5s")

@@ -24,7 +24,7 @@ const (
 
 // honouredGates are those that change what Berth does.
 var honouredGates = []string{
-	"CPUManagerPolicyAlphaOptions", "CPUManagerPolicyBetaOptions", "KubeletCrashLoopBackOffMax", "KubeletEnsureSecretPulledImages", "MemoryQoS", "RotateKubeletServerCertificate",
+	"CPUManagerPolicyAlphaOptions", "CPUManagerPolicyBetaOptions", "ComponentFlagz", "ComponentStatusz", "KubeletCrashLoopBackOffMax", "KubeletEnsureSecretPulledImages", "MemoryQoS", "RotateKubeletServerCertificate",
 }
 
 type gate struct {

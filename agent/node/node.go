@@ -189,6 +189,9 @@ func reconcile(node, want *v1.Node) {
 			node.Labels[key] = value
 		}
 	}
+	if _, still := want.Annotations[providedIP]; !still {
+		delete(node.Annotations, providedIP)
+	}
 	for key, value := range want.Annotations {
 		if node.Annotations == nil {
 			node.Annotations = map[string]string{}
@@ -196,6 +199,10 @@ func reconcile(node, want *v1.Node) {
 		node.Annotations[key] = value
 	}
 }
+
+// providedIP tells an external cloud provider which addresses of the node were
+// configured (k8s.io/cloud-provider/api, AnnotationAlphaProvidedIPAddr).
+const providedIP = "alpha.kubernetes.io/provided-node-ip"
 
 // hostLabels are what the kubelet keeps up to date on an existing node
 // (pkg/kubelet/kubelet_node_status.go, updateDefaultLabels).

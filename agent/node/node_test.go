@@ -179,7 +179,8 @@ func TestANodeRegistersWithLabelsTaintsAndStatus(t *testing.T) {
 
 func TestANodeThatIsThereKeepsItsClustersLabelsAndGetsItsHosts(t *testing.T) {
 	old := func(w *world) {
-		n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{v1.LabelHostname: "old", "role": "db", "cluster": "x"}}}
+		n := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", Labels: map[string]string{v1.LabelHostname: "old", "role": "db", "cluster": "x"},
+			Annotations: map[string]string{"alpha.kubernetes.io/provided-node-ip": "192.0.2.9", "theirs": "1"}}}
 		if err := w.client.Tracker().Add(n); err != nil {
 			w.t.Fatal(err)
 		}
@@ -189,6 +190,9 @@ func TestANodeThatIsThereKeepsItsClustersLabelsAndGetsItsHosts(t *testing.T) {
 			n := w.in()
 			if n.Labels[v1.LabelHostname] != "host" || n.Labels["role"] != "db" || n.Labels["cluster"] != "x" {
 				t.Errorf("labels %v", n.Labels)
+			}
+			if _, stale := n.Annotations["alpha.kubernetes.io/provided-node-ip"]; stale || n.Annotations["theirs"] != "1" {
+				t.Errorf("annotations %v", n.Annotations)
 			}
 			if len(n.Spec.Taints) > 0 {
 				t.Errorf("taints %v: they are the cluster's by now", n.Spec.Taints)
@@ -405,6 +409,21 @@ func TestConnectionsAreClosedWhenTheLeaseCannotBeRenewed(t *testing.T) {
 			}
 		})
 	})
+}
+
+func TestAddressesAreTheCloudProvidersOnceThereAreSome(t *testing.T) {
+	own := []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}}
+	theirs := []v1.NodeAddress{{Type: v1.NodeExternalIP, Address: "198.51.100.1"}}
+	for _, c := range []struct {
+		cloud     bool
+		had, want []v1.NodeAddress
+	}{{false, nil, own}, {false, theirs, own}, {true, nil, own}, {true, theirs, theirs}} {
+		f := facts()
+		f.Addresses, f.CloudAddresses = own, c.cloud
+		if got := Status(f, v1.NodeStatus{Addresses: c.had}, time.Unix(1, 0)).Addresses; !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
 }
 
 func TestReadyIsTheLastOfTheNodesConditions(t *testing.T) {

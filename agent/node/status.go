@@ -15,7 +15,10 @@ import (
 
 // Facts are what a node's status is made from.
 type Facts struct {
-	Addresses             []v1.NodeAddress // nil: somebody else's to say
+	// Addresses are the node's; with CloudAddresses only until it has some: from
+	// then on they are an external cloud provider's to say.
+	Addresses             []v1.NodeAddress
+	CloudAddresses        bool
 	Capacity, Allocatable v1.ResourceList
 	Info                  v1.NodeSystemInfo
 	Port                  int32 // of the kubelet's API
@@ -40,7 +43,7 @@ func Status(f Facts, previous v1.NodeStatus, now time.Time) v1.NodeStatus {
 	s.Images, s.RuntimeHandlers, s.Features = f.Images, f.Handlers, f.Features
 	s.DeclaredFeatures = f.DeclaredFeatures
 	s.VolumesInUse = f.VolumesInUse
-	if f.Addresses != nil {
+	if !f.CloudAddresses || len(previous.Addresses) == 0 {
 		s.Addresses = f.Addresses
 	}
 	ready := v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}

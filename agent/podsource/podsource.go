@@ -25,7 +25,7 @@ type Source struct {
 	changed chan struct{} // capacity one
 
 	mu   sync.Mutex
-	gone []*v1.Pod // since Gone was called
+	gone []*v1.Pod
 }
 
 // New prepares the watch of a node's pods. Client is of the core group.
@@ -33,7 +33,7 @@ func New(client cache.Getter, nodeName string, log *slog.Logger) *Source {
 	s := &Source{changed: make(chan struct{}, 1)}
 	s.Set = apiwatch.New(apiwatch.Config[*v1.Pod]{
 		Client: client, Resource: "pods", Selector: fields.OneTermEqualSelector("spec.nodeName", nodeName),
-		Example: &v1.Pod{}, Trim: mark, Gone: s.went, Changed: s.tell, Log: log,
+		Example: &v1.Pod{}, Trim: mark, Changed: s.tell, Gone: s.keep, Log: log,
 	})
 	return s
 }
@@ -42,28 +42,32 @@ func New(client cache.Getter, nodeName string, log *slog.Logger) *Source {
 // reported once. It has one receiver.
 func (s *Source) Changed() <-chan struct{} { return s.changed }
 
-func (s *Source) tell() {
-	select {
-	case s.changed <- struct{}{}:
-	default: // the receiver has not taken the last one and will see this change
+// keep remembers a pod that was deleted until TakeGone.
+func (s *Source) keep(pod *v1.Pod) {
+	if Mirror(pod) {
+		return
 	}
-}
-
-func (s *Source) went(pod *v1.Pod) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.gone = append(s.gone, pod)
+	s.mu.Unlock()
 }
 
-// Gone returns the pods that were deleted since it was called last, as they were
-// in the end: who looks at Pods alone may miss with which grace period. Of pods
-// that went while nobody watched nothing is known.
-func (s *Source) Gone() []*v1.Pod {
+// TakeGone returns pods that were deleted since the last call, as they were
+// last: a pod that is deleted by force is being deleted, and gone, at the same
+// moment, and how long it may take to end is in it and nowhere else.
+func (s *Source) TakeGone() []*v1.Pod {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	gone := s.gone
 	s.gone = nil
 	return gone
+}
+
+func (s *Source) tell() {
+	select {
+	case s.changed <- struct{}{}:
+	default: // the receiver has not taken the last one and will see this change
+	}
 }
 
 // mark says of a pod where it came from, as the kubelet does. Who made the pod

@@ -10,6 +10,7 @@
 //	numa          on which NUMA nodes: the topology manager
 //	cpus, memory  the static policies, pure, with their state files
 //	devices       device plugins
+//	dra           devices of ResourceClaims
 //	pluginwatch   registration of plugins of all kinds
 //	podresources  the PodResources API
 //

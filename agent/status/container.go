@@ -32,7 +32,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.Resources = resources(in, spec, cur)
 	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
 	if in.Health != nil {
-		s.AllocatedResourcesStatus = in.Health(string(in.Pod.UID), spec.Name)
+		s.AllocatedResourcesStatus = in.Health(in.Pod, spec.Name)
 	}
 	if cur.Image != "" {
 		s.Image = cur.Image

@@ -17,9 +17,9 @@ func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
 		return v1.PodFailed
 	}
 	p := livePhase(in, s)
-	if terminal(p) && in.Phase < phase.Terminated && anyRunning(s) {
-		// Others take a terminal phase for the word that nothing runs any more
-		// (pkg/kubelet/status/status_manager.go, mergePodStatus).
+	if terminal(p) && in.Phase < phase.Terminated && (in.HoldsClaims || anyRunning(s)) {
+		// Others take a terminal phase for the word that nothing runs any more and
+		// that claims are free (pkg/kubelet/status/status_manager.go, mergePodStatus).
 		if in.Previous.Phase == "" {
 			return v1.PodPending
 		}

@@ -42,7 +42,9 @@ type Input struct {
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	// Health tells of the devices of a container; nil: nobody knows of any.
-	Health      func(podUID, container string) []v1.ResourceStatus
+	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
+	// HoldsClaims: drivers have devices ready for the pod.
+	HoldsClaims bool
 	HostIPs     []string
 	RuntimeName string // the scheme of container IDs
 	QOSClass    v1.PodQOSClass

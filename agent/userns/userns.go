@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/moby/sys/atomicwriter"
@@ -20,7 +21,8 @@ import (
 )
 
 const (
-	// Block is how many IDs a pod gets. A block starts at a multiple of it.
+	// Block is how many IDs a pod gets unless it is configured otherwise, and
+	// what every number of IDs is a multiple of.
 	Block = 65536
 	// file is the name that the kubelet uses.
 	file = "userns"
@@ -37,18 +39,25 @@ type Range struct {
 // means none.
 var Default = Range{First: Block, Last: math.MaxUint32 - Block}
 
-// Allocator hands out blocks of a range.
+// Allocator hands out blocks of a range. A block starts at a multiple of its
+// length.
 type Allocator struct {
-	pods string
-	find func(context.Context) (Range, error)
+	pods   string
+	length uint32
+	find   func(context.Context) (Range, error)
 
 	mu sync.Mutex // of who looks for a block and takes it
 }
 
-// New returns an Allocator for the pods with directories below podsDir. find
-// is asked for the range when a pod needs a block.
-func New(podsDir string, find func(context.Context) (Range, error)) *Allocator {
-	return &Allocator{pods: podsDir, find: find}
+// New returns an Allocator for the pods with directories below podsDir, with
+// blocks of idsPerPod (userNamespaces.idsPerPod): a multiple of Block; zero:
+// Block. Pods that have a block of another length keep it. find is asked for the
+// range when a pod needs a block.
+func New(podsDir string, idsPerPod uint32, find func(context.Context) (Range, error)) *Allocator {
+	if idsPerPod == 0 {
+		idsPerPod = Block
+	}
+	return &Allocator{pods: podsDir, length: idsPerPod, find: find}
 }
 
 // mappings is the content of the file.
@@ -68,47 +77,53 @@ type mapping struct {
 func (a *Allocator) Of(ctx context.Context, podUID string) (*runtimeapi.UserNamespace, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	first, err := a.read(podUID)
+	has, err := a.read(podUID)
 	if errors.Is(err, fs.ErrNotExist) {
-		first, err = a.allocate(ctx, podUID)
+		has, err = a.allocate(ctx, podUID)
 	}
 	if err != nil {
 		return nil, err
 	}
-	one := []*runtimeapi.IDMapping{{HostId: first, ContainerId: 0, Length: Block}}
+	one := []*runtimeapi.IDMapping{{HostId: has.HostID, ContainerId: 0, Length: has.Length}}
 	return &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: one, Gids: one}, nil
 }
 
-func (a *Allocator) allocate(ctx context.Context, podUID string) (uint32, error) {
+func (a *Allocator) allocate(ctx context.Context, podUID string) (mapping, error) {
 	within, err := a.find(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("find the IDs that pods may have: %w", err)
+		return mapping{}, fmt.Errorf("find the IDs that pods may have: %w", err)
 	}
 	taken, err := a.taken()
 	if err != nil {
-		return 0, err
+		return mapping{}, err
 	}
-	for first := uint64(within.First); first+Block-1 <= uint64(within.Last); first += Block {
-		if !taken[uint32(first)] {
-			return uint32(first), a.write(podUID, uint32(first))
+	length := uint64(a.length)
+	for first := max((uint64(within.First)+length-1)/length, 1) * length; first+length-1 <= uint64(within.Last); first += length {
+		block := mapping{HostID: uint32(first), Length: a.length}
+		if !slices.ContainsFunc(taken, block.overlaps) {
+			return block, a.write(podUID, block)
 		}
 	}
-	return 0, fmt.Errorf("all user and group IDs that pods may have, from %d to %d, are taken by %d pods", within.First, within.Last, len(taken))
+	return mapping{}, fmt.Errorf("all user and group IDs that pods may have, from %d to %d, are taken by %d pods", within.First, within.Last, len(taken))
 }
 
-// taken has the first IDs of the blocks that pods have. A file that says
-// nothing fails it: two pods with the same IDs are worse than one that waits.
-func (a *Allocator) taken() (map[uint32]bool, error) {
+func (m mapping) overlaps(o mapping) bool {
+	return uint64(m.HostID) < uint64(o.HostID)+uint64(o.Length) && uint64(o.HostID) < uint64(m.HostID)+uint64(m.Length)
+}
+
+// taken are the blocks that pods have. A file that says nothing fails it: two
+// pods with the same IDs are worse than one that waits.
+func (a *Allocator) taken() ([]mapping, error) {
 	entries, err := os.ReadDir(a.pods)
 	if err != nil {
 		return nil, fmt.Errorf("read the pods' directories: %w", err)
 	}
-	taken := map[uint32]bool{}
+	var taken []mapping
 	for _, e := range entries {
-		first, err := a.read(e.Name())
+		block, err := a.read(e.Name())
 		switch {
 		case err == nil:
-			taken[first] = true
+			taken = append(taken, block)
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, fmt.Errorf("%w (remove the file once that pod is gone)", err)
 		}
@@ -118,27 +133,27 @@ func (a *Allocator) taken() (map[uint32]bool, error) {
 
 func (a *Allocator) path(podUID string) string { return filepath.Join(a.pods, podUID, file) }
 
-func (a *Allocator) read(podUID string) (first uint32, err error) {
+func (a *Allocator) read(podUID string) (mapping, error) {
 	data, err := os.ReadFile(a.path(podUID))
 	if err != nil {
-		return 0, fmt.Errorf("read the IDs of pod %s: %w", podUID, err)
+		return mapping{}, fmt.Errorf("read the IDs of pod %s: %w", podUID, err)
 	}
 	var m mappings
 	if err := json.Unmarshal(data, &m); err != nil {
-		return 0, fmt.Errorf("parse %s: %w", a.path(podUID), err)
+		return mapping{}, fmt.Errorf("parse %s: %w", a.path(podUID), err)
 	}
 	if len(m.UIDs) != 1 || len(m.GIDs) != 1 || m.UIDs[0] != m.GIDs[0] {
-		return 0, fmt.Errorf("%s: it must have one mapping, the same for users and groups", a.path(podUID))
+		return mapping{}, fmt.Errorf("%s: it must have one mapping, the same for users and groups", a.path(podUID))
 	}
 	one := m.UIDs[0]
-	if one.ContainerID != 0 || one.Length != Block || one.HostID%Block != 0 || one.HostID == 0 {
-		return 0, fmt.Errorf("%s: %d IDs from %d as %d: it must be %d, from a multiple of that on, as 0", a.path(podUID), one.Length, one.HostID, one.ContainerID, Block)
+	if one.ContainerID != 0 || one.Length == 0 || one.Length%Block != 0 || one.HostID%one.Length != 0 || one.HostID == 0 {
+		return mapping{}, fmt.Errorf("%s: %d IDs from %d as %d: it must be a multiple of %d, from a multiple of itself on, as 0", a.path(podUID), one.Length, one.HostID, one.ContainerID, Block)
 	}
-	return one.HostID, nil
+	return one, nil
 }
 
-func (a *Allocator) write(podUID string, first uint32) error {
-	one := []mapping{{HostID: first, Length: Block}}
+func (a *Allocator) write(podUID string, block mapping) error {
+	one := []mapping{block}
 	data, err := json.Marshal(mappings{UIDs: one, GIDs: one})
 	if err != nil {
 		return fmt.Errorf("encode the IDs of pod %s: %w", podUID, err)

@@ -11,7 +11,7 @@ import (
 
 func allocator(t *testing.T, r Range, pods ...string) *Allocator {
 	t.Helper()
-	a := New(t.TempDir(), func(context.Context) (Range, error) { return r, nil })
+	a := New(t.TempDir(), 0, func(context.Context) (Range, error) { return r, nil })
 	for _, uid := range pods {
 		if err := os.MkdirAll(filepath.Join(a.pods, uid), 0o755); err != nil {
 			t.Fatal(err)
@@ -39,7 +39,7 @@ func TestPodsHaveDifferentIDsAndKeepThem(t *testing.T) {
 			t.Errorf("pod %s starts at %d, want %d", uid, got, want)
 		}
 	}
-	another := New(a.pods, a.find) // as after a restart
+	another := New(a.pods, 0, a.find) // as after a restart
 	if got := first(t, another, "b"); got != 2*Block {
 		t.Errorf("pod b starts at %d after a restart", got)
 	}
@@ -51,6 +51,27 @@ func TestPodsHaveDifferentIDsAndKeepThem(t *testing.T) {
 	}
 	if got := first(t, a, "d"); got != 2*Block {
 		t.Errorf("the next pod starts at %d, where pod b's IDs are free", got)
+	}
+}
+
+func TestPodsHaveAsManyIDsAsConfiguredAndOldOnesKeepTheirs(t *testing.T) {
+	a := allocator(t, Default, "old", "new", "newer")
+	if got := first(t, a, "old"); got != Block {
+		t.Fatalf("the first pod starts at %d", got)
+	}
+	wide := New(a.pods, 3*Block, a.find) // as after a restart with another configuration
+	for uid, want := range map[string]uint32{"old": Block, "new": 3 * Block} {
+		u, err := wide.Of(t.Context(), uid)
+		if err != nil || u.Uids[0].HostId != want || u.Gids[0].HostId != want {
+			t.Errorf("pod %s has %v, %v", uid, u, err)
+		}
+		if length := u.Uids[0].Length; length != map[string]uint32{"old": Block, "new": 3 * Block}[uid] {
+			t.Errorf("pod %s has %d IDs", uid, length)
+		}
+	}
+	narrow := New(a.pods, 2*Block, a.find)
+	if u, err := narrow.Of(t.Context(), "newer"); err != nil || u.Uids[0].HostId != 6*Block || u.Uids[0].Length != 2*Block {
+		t.Errorf("beside pods with other lengths: %v, %v", u, err)
 	}
 }
 

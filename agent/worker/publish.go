@@ -32,7 +32,8 @@ func (w *Worker) publish(obs *observed.Pod) {
 		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(),
 		TerminationMessages: w.state.messages, HostIPs: w.config.HostIPs, RuntimeName: w.config.RuntimeName,
 		Health: w.config.Health, QOSClass: qos.Class(previous), Previous: &previous.Status, Now: time.Now(),
-		Actuated: w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
+		HoldsClaims: w.parts.Actor.HoldsClaims(w.uid),
+		Actuated:    w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
 	}
 	if f, ok := w.state.failures[plan.PodFailure]; ok {
 		in.Problem = &f.Waiting

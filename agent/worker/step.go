@@ -243,10 +243,12 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 			}
 		}
 		w.state.resize.actuated.Cgroup = nil // nothing runs: the cgroup is made from what is allocated
-		if err := w.prepare(ctx, obs); err != nil {
-			return err
+		_, again := w.state.failures[plan.PodFailure]
+		mounted, err := w.parts.Actor.SetUp(ctx, w.actPod(obs), a.Attempt, again)
+		if mounted != nil {
+			w.state.mounted = mounted
 		}
-		if _, err := w.parts.Actor.CreateSandbox(ctx, w.actPod(obs), a.Attempt); err != nil {
+		if err != nil {
 			return err
 		}
 		clear(w.state.failures) // they were the old sandbox's: its containers are seen to end before it is

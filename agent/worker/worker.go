@@ -75,7 +75,7 @@ type Config struct {
 	RuntimeName string
 	BootID      string
 	// Health tells of the devices of a container; nil: nobody knows of any.
-	Health func(podUID, container string) []v1.ResourceStatus
+	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
 	// Probed is told of each probe; it must not wait. nil: nobody counts.
 	Probed func(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration)
 	// Report is called after the pod's status changed, or Settled did. It must

@@ -45,7 +45,12 @@ func Merge(c config.Config, k *kubeletconfig.Config) (config.Config, error) {
 			*to = value
 		}
 	}
-	set(&c.NodeName, k.HostnameOverride, "")
+	if k.HostnameOverride != "" {
+		var err error
+		if c.NodeName, err = k.NodeName(); err != nil {
+			return c, err
+		}
+	}
 	set(&c.Kubeconfig, k.Kubeconfig, "")
 	set(&c.BootstrapKubeconfig, k.BootstrapKubeconfig, "")
 	set(&c.KubeletDir, k.RootDir, base.RootDir)

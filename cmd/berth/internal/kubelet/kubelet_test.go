@@ -46,7 +46,7 @@ func merged(t *testing.T, berth, kubelet string, flags ...string) config.Config 
 func TestWhatTheKubeletSaysGoesBeforeBerthYAML(t *testing.T) {
 	c := merged(t, "nodeName: a\ncgroupDriver: cgroupfs\nclusterDNS: [10.0.0.1]\nmanifestDir: /m\n",
 		"cgroupDriver: systemd\ncgroupRoot: /k\nclusterDNS: [10.96.0.10]\nclusterDomain: example\nstaticPodPath: /etc/kubernetes/manifests\npodLogsDir: /logs\nfileCheckFrequency: 5s\nmaxParallelImagePulls: 9\npodCIDR: 10.9.0.0/24\n",
-		"--hostname-override=b", "--root-dir=/k", "--cert-dir=/c", "--node-ip=192.0.2.1,2001:db8::1", "--kubeconfig=/kc", "--bootstrap-kubeconfig=/bkc")
+		"--hostname-override=B", "--root-dir=/k", "--cert-dir=/c", "--node-ip=192.0.2.1,2001:db8::1", "--kubeconfig=/kc", "--bootstrap-kubeconfig=/bkc")
 	got := map[string]any{
 		"nodeName": c.NodeName, "driver": c.CgroupDriver, "root": c.CgroupRoot, "dns": c.ClusterDNS, "domain": c.ClusterDomain, "manifests": c.ManifestDir,
 		"logs": c.PodLogsDir, "rescan": c.Rescan.Duration.String(), "pulls": c.Images.MaxParallelPulls, "kubeletDir": c.KubeletDir, "certDir": c.CertDir,

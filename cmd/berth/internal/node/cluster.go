@@ -1,11 +1,13 @@
 package node
 
 import (
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	cliflag "k8s.io/component-base/cli/flag"
 	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
+	statsapi "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/berth-io/berth/agent"
 	"github.com/berth-io/berth/agent/admit"
@@ -82,21 +85,16 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if err != nil {
 		return nil, err
 	}
-	labels := hostLabels(host.Name)
-	maps.Copy(labels, k.NodeLabels)
-	annotations := map[string]string{}
-	if *k.EnableControllerAttachDetach {
-		annotations["volumes.kubernetes.io/controller-managed-attach-detach"] = "true"
+	registration, err := registration(k, host)
+	if err != nil {
+		return nil, err
 	}
 	return &agent.Cluster{
 		Client: client, Heartbeats: heartbeats, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
-		Node: node.Config{
-			Labels: labels, Annotations: annotations, Taints: k.RegisterWithTaints, Register: *k.RegisterNode, ProviderID: k.ProviderID,
-			Every: k.NodeStatusUpdateFrequency.Duration, Report: k.NodeStatusReportFrequency.Duration,
-			Lease: time.Duration(k.NodeLeaseDurationSeconds) * time.Second,
-		},
+		Node: registration,
 		Facts: node.Facts{
-			Addresses: addresses(host), Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
+			Addresses: statusAddresses(k, host), CloudAddresses: cloudProvided(k),
+			Capacity: resources.Capacity, Allocatable: resources.Allocatable, Info: info, Port: k.Port,
 		},
 		Objects:   objects.Config{Strategy: string(k.ConfigMapAndSecretChangeDetectionStrategy)},
 		API:       api,
@@ -107,21 +105,64 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	}, nil
 }
 
+// registration is how the node registers. One that an external cloud provider
+// has yet to say more of is tainted, and tells it the addresses that were
+// configured (pkg/kubelet/kubelet_node_status.go, initialNode;
+// pkg/kubelet/nodestatus, NodeAddress).
+func registration(k *kubeletconfig.Config, host podspec.Node) (node.Config, error) {
+	c := node.Config{
+		Labels: hostLabels(host.Name), Annotations: map[string]string{}, Taints: slices.Clone(k.RegisterWithTaints),
+		Register: *k.RegisterNode, ProviderID: k.ProviderID,
+		Every: k.NodeStatusUpdateFrequency.Duration, Report: k.NodeStatusReportFrequency.Duration,
+		Lease: time.Duration(k.NodeLeaseDurationSeconds) * time.Second,
+	}
+	maps.Copy(c.Labels, k.NodeLabels)
+	if *k.EnableControllerAttachDetach {
+		c.Annotations["volumes.kubernetes.io/controller-managed-attach-detach"] = "true"
+	}
+	if !cloudProvided(k) {
+		return c, nil
+	}
+	c.Taints = append(c.Taints, v1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: v1.TaintEffectNoSchedule})
+	ips, err := k.NodeIPs()
+	if err != nil {
+		return c, err
+	}
+	if len(ips) > 0 && !ips[0].IsUnspecified() {
+		c.Annotations["alpha.kubernetes.io/provided-node-ip"] = strings.Join(host.HostIPs, ",")
+	}
+	return c, nil
+}
+
+// cloudProvided tells whether an external cloud provider says what the node's
+// addresses are.
+func cloudProvided(k *kubeletconfig.Config) bool { return k.CloudProvider == "external" }
+
+// statusAddresses are those of the node's status. Where none was configured, an
+// external cloud provider is not forestalled.
+func statusAddresses(k *kubeletconfig.Config, host podspec.Node) []v1.NodeAddress {
+	if cloudProvided(k) && k.NodeIP == "" {
+		return []v1.NodeAddress{{Type: v1.NodeHostName, Address: host.Name}}
+	}
+	return addresses(host)
+}
+
 // kubeletAPI is how the kubelet's API is served.
 func kubeletAPI(k *kubeletconfig.Config, identity *bootstrap.Identity, client kubernetes.Interface, host podspec.Node, info v1.NodeSystemInfo) (agent.API, error) {
-	minVersion, ciphers, err := tlsLimits(k)
+	minVersion, ciphers, curves, err := tlsLimits(k)
 	if err != nil {
 		return agent.API{}, err
 	}
 	c := agent.API{
 		Server: kubeletapi.Config{
-			Address: k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
+			EnableServer: *k.EnableServer,
+			Address:      k.Address, Port: int(k.Port), ReadOnlyPort: int(k.ReadOnlyPort),
 			HealthzBindAddress: k.HealthzBindAddress, HealthzPort: int(*k.HealthzPort),
-			Certificate: identity.ServingCertificate, MinVersion: minVersion, CipherSuites: ciphers,
+			Certificate: identity.ServingCertificate, MinVersion: minVersion, CipherSuites: ciphers, Curves: curves,
 			EnableDebuggingHandlers: *k.EnableDebuggingHandlers, EnableSystemLogHandler: *k.EnableSystemLogHandler,
 			EnableSystemLogQuery: k.EnableSystemLogQuery != nil && *k.EnableSystemLogQuery, EnableProfilingHandler: *k.EnableProfilingHandler,
 			EnableContentionProfiling: k.EnableContentionProfiling, EnableDebugFlagsHandler: *k.EnableDebugFlagsHandler,
-			KubeletConfig: &k.KubeletConfiguration, Version: node.KubeletVersion, KubeletDir: host.KubeletDir, LogDir: "/var/log",
+			KubeletConfig: &k.KubeletConfiguration, Statusz: k.Enabled("ComponentStatusz"), Version: node.KubeletVersion, KubeletDir: host.KubeletDir, LogDir: "/var/log",
 		},
 		Authn: access.AuthnConfig{
 			Anonymous: *k.Authentication.Anonymous.Enabled, ClientCAFile: k.Authentication.X509.ClientCAFile,
@@ -131,11 +172,17 @@ func kubeletAPI(k *kubeletconfig.Config, identity *bootstrap.Identity, client ku
 			NodeName: host.Name, AllowTTL: k.Authorization.Webhook.CacheAuthorizedTTL.Duration,
 			DenyTTL: k.Authorization.Webhook.CacheUnauthorizedTTL.Duration,
 		},
-		Stats: stats.Config{NodeName: host.Name, KubeletDir: host.KubeletDir, PodLogsDir: host.PodLogsDir, DiskAge: k.VolumeStatsAggPeriod.Duration},
+		Stats: stats.Config{
+			NodeName: host.Name, KubeletDir: host.KubeletDir, PodLogsDir: host.PodLogsDir, DiskAge: k.VolumeStatsAggPeriod.Duration,
+			System: systemCgroups(k),
+		},
 		Metrics: metrics.Config{
 			NodeName: host.Name, Version: node.KubeletVersion, MachineID: info.MachineID, SystemUUID: info.SystemUUID, BootID: info.BootID,
 			CgroupVersion: cgroupVersion(),
 		},
+	}
+	if k.Enabled("ComponentFlagz") {
+		c.Server.Flags = k.Given
 	}
 	if *k.Authentication.Webhook.Enabled {
 		c.Authn.Tokens = client.AuthenticationV1().TokenReviews()
@@ -153,15 +200,30 @@ func cgroupVersion() int {
 	return 1
 }
 
-// tlsLimits reads tlsMinVersion and tlsCipherSuites.
-func tlsLimits(k *kubeletconfig.Config) (minVersion uint16, suites []uint16, err error) {
+// systemCgroups are the cgroups of the node's own processes, where the
+// configuration names them.
+func systemCgroups(k *kubeletconfig.Config) map[string]string {
+	named := map[string]string{}
+	for name, cgroup := range map[string]string{statsapi.SystemContainerKubelet: k.KubeletCgroups, statsapi.SystemContainerMisc: k.SystemCgroups} {
+		if cgroup != "" {
+			named[name] = cgroup
+		}
+	}
+	return named
+}
+
+// tlsLimits reads tlsMinVersion, tlsCipherSuites and tlsCurvePreferences.
+func tlsLimits(k *kubeletconfig.Config) (minVersion uint16, suites []uint16, curves []tls.CurveID, err error) {
 	if minVersion, err = cliflag.TLSVersion(k.TLSMinVersion); err != nil {
-		return 0, nil, fmt.Errorf("tlsMinVersion: %w", err)
+		return 0, nil, nil, fmt.Errorf("tlsMinVersion: %w", err)
 	}
 	if suites, err = cliflag.TLSCipherSuites(k.TLSCipherSuites); err != nil {
-		return 0, nil, fmt.Errorf("tlsCipherSuites: %w", err)
+		return 0, nil, nil, fmt.Errorf("tlsCipherSuites: %w", err)
 	}
-	return minVersion, suites, nil
+	if curves, err = cliflag.TLSCurvePreferences(k.TLSCurvePreferences); err != nil {
+		return 0, nil, nil, fmt.Errorf("tlsCurvePreferences: %w", err)
+	}
+	return minVersion, suites, curves, nil
 }
 
 func admission(k *kubeletconfig.Config, info v1.NodeSystemInfo) (*admit.Checker, error) {

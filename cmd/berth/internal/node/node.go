@@ -45,6 +45,14 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 	if os.Geteuid() != 0 {
 		return errors.New("the node makes namespaces, mounts and cgroups: it must run as root")
 	}
+	if kubelet != nil && kubelet.LockFile != "" {
+		var release func()
+		var err error
+		if ctx, release, err = lock(ctx, kubelet.LockFile, kubelet.ExitOnLockContention); err != nil {
+			return err
+		}
+		defer release()
+	}
 	debug.SetGCPercent(gcPercent)
 	// The image library has a logger of its own, and says there what its
 	// caller is told as an error anyway.
@@ -156,6 +164,9 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		if len(c.ClusterDNS) == 0 {
 			c.ClusterDNS = kubelet.ClusterDNS
 		}
+		if err := setKernel("/proc/sys", kubelet.ProtectKernelDefaults, log); err != nil {
+			return nil, err
+		}
 	}
 	host, err := podNode(c, kubelet)
 	if err != nil {
@@ -194,17 +205,35 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 		return nil, err
 	}
 	a, err := agent.New(agent.Config{
-		Node: host, RuntimeSock: c.CRISocket, APISocket: c.APISocket,
+		Node: host, RuntimeSock: c.CRISocket, ImageSock: imageSocket(kubelet), APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
 		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir, Logs: logs,
 		Cgroups: cgroupConfig(c, kubelet, info, resources), Reserved: reservedCgroups(kubelet, reserved),
 		Backoff: backoff(kubelet), RuntimeTimeout: requestTimeout(kubelet),
-		BootID: boot, Log: log, Cluster: cluster,
+		IDsPerPod: idsPerPod(kubelet), BootID: boot, Log: log, Cluster: cluster,
 	})
 	if err != nil {
 		return nil, named("agent", err)
 	}
 	return a, nil
+}
+
+// imageSocket is that of a runtime with an image service of its own; empty: the
+// runtime's.
+func imageSocket(k *kubeletconfig.Config) string {
+	if k == nil {
+		return ""
+	}
+	return strings.TrimPrefix(k.ImageServiceEndpoint, "unix://")
+}
+
+// idsPerPod are the IDs of a pod with a user namespace; zero: the default. Its
+// range is validated.
+func idsPerPod(k *kubeletconfig.Config) uint32 {
+	if k == nil || k.UserNamespaces == nil || k.UserNamespaces.IDsPerPod == nil {
+		return 0
+	}
+	return uint32(*k.UserNamespaces.IDsPerPod)
 }
 
 // backoff is that of restarts: the kubelet's, or what it is told.

@@ -1,12 +1,56 @@
 package node
 
 import (
+	"crypto/tls"
+	"slices"
 	"testing"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
+
 	"github.com/berth-io/berth/agent/kubeletconfig"
 	"github.com/berth-io/berth/agent/logrotate"
+	"github.com/berth-io/berth/agent/podspec"
 )
+
+func TestAnExternalCloudProviderHasYetToSayWhatTheNodeIs(t *testing.T) {
+	host := podspec.Node{Name: "n", HostIPs: []string{"192.0.2.1", "2001:db8::1"}}
+	uninitialized := v1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: v1.TaintEffectNoSchedule}
+	for _, c := range []struct {
+		provider, nodeIP, provided string
+		addresses                  int
+	}{
+		{"", "192.0.2.1,2001:db8::1", "", 3},
+		{"external", "192.0.2.1,2001:db8::1", "192.0.2.1,2001:db8::1", 3},
+		{"external", "", "", 1}, // the host's name
+	} {
+		k := kubeletconfig.Default()
+		k.CloudProvider, k.NodeIP = c.provider, c.nodeIP
+		got, err := registration(k, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(got.Taints, uninitialized) != (c.provider != "") || got.Annotations["alpha.kubernetes.io/provided-node-ip"] != c.provided {
+			t.Errorf("%+v: registers with %v, %v", c, got.Taints, got.Annotations)
+		}
+		if addresses := statusAddresses(k, host); len(addresses) != c.addresses {
+			t.Errorf("%+v: has %v", c, addresses)
+		}
+	}
+}
+
+func TestTLSLimitsAreRead(t *testing.T) {
+	k := kubeletconfig.Default()
+	k.TLSMinVersion, k.TLSCipherSuites, k.TLSCurvePreferences = "VersionTLS13", []string{"TLS_AES_128_GCM_SHA256"}, []int32{29, 4588}
+	minVersion, suites, curves, err := tlsLimits(k)
+	if err != nil || minVersion != tls.VersionTLS13 || !slices.Equal(suites, []uint16{tls.TLS_AES_128_GCM_SHA256}) || !slices.Equal(curves, []tls.CurveID{tls.X25519, tls.X25519MLKEM768}) {
+		t.Errorf("%x, %x, %v, %v", minVersion, suites, curves, err)
+	}
+	k.TLSCurvePreferences = []int32{-1}
+	if _, _, _, err := tlsLimits(k); err == nil {
+		t.Error("a curve that cannot be is taken")
+	}
+}
 
 func TestLogsAreRotatedByTheKubeletsDefaultsOrByWhatItIsTold(t *testing.T) {
 	told := kubeletconfig.Default()

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// socketRuntime is a runtime that says at which socket it was asked.
+type socketRuntime struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	socket string
+}
+
+func (s *socketRuntime) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return &runtimeapi.VersionResponse{RuntimeName: s.socket}, nil
+}
+
+func (s *socketRuntime) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	return &runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{{Id: s.socket}}}, nil
+}
+
+func serve(t *testing.T, name string) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), name)
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, server := &socketRuntime{socket: socket}, grpc.NewServer()
+	runtimeapi.RegisterRuntimeServiceServer(server, s)
+	runtimeapi.RegisterImageServiceServer(server, s)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return socket
+}
+
+func TestImagesAreAskedForAtTheSocketOfTheImageService(t *testing.T) {
+	runtime, images := serve(t, "runtime"), serve(t, "images")
+	for configured, want := range map[string]string{"": runtime, runtime: runtime, images: images} {
+		a := &Agent{config: Config{RuntimeSock: runtime, ImageSock: configured}}
+		if err := a.connect(); err != nil {
+			t.Fatal(err)
+		}
+		version, err := a.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+		if err != nil || version.GetRuntimeName() != runtime {
+			t.Errorf("image service %q: the runtime is asked at %s, %v", configured, version.GetRuntimeName(), err)
+		}
+		list, err := a.images.ListImages(t.Context(), &runtimeapi.ListImagesRequest{})
+		if err != nil || list.GetImages()[0].GetId() != want {
+			t.Errorf("image service %q: it is asked at %v, %v", configured, list, err)
+		}
+		for _, conn := range a.conns {
+			conn.Close()
+		}
+	}
+}
+
+func TestALoopThatDoesNotComeBackIsUnhealthy(t *testing.T) {
+	a := &Agent{}
+	if err := a.syncing(); err != nil {
+		t.Errorf("while it waits: %v", err)
+	}
+	a.feeding.Store(time.Now().UnixNano())
+	if err := a.syncing(); err != nil {
+		t.Errorf("as soon as it is at something: %v", err)
+	}
+	a.feeding.Store(time.Now().Add(-longestFeed - time.Second).UnixNano())
+	if err := a.syncing(); err == nil || err.Error() != "sync Loop took longer than expected" {
+		t.Errorf("after too long: %v", err)
+	}
+}
