@@ -343,15 +343,10 @@ func (a *Actor) RemoveContainer(ctx context.Context, pod *v1.Pod, c observed.Con
 		}
 	}
 	failpoint.Hit("agent/container-files-removed")
-	return a.ResetContainer(ctx, c.ID)
-}
-
-// ResetContainer removes a dead container and leaves its logs.
-func (a *Actor) ResetContainer(ctx context.Context, id string) error {
 	call, cancel := a.call(ctx)
 	defer cancel()
-	if _, err := a.Containers.RemoveContainer(call, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
-		return fmt.Errorf("remove container %s: %w", id, plain(why(ctx, call, err)))
+	if _, err := a.Containers.RemoveContainer(call, &runtimeapi.RemoveContainerRequest{ContainerId: c.ID}); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.ID, plain(why(ctx, call, err)))
 	}
 	failpoint.Hit("agent/container-removed")
 	return nil

@@ -8,7 +8,6 @@
 //	stop.go     a pod that shall stop: who is killed, in which order
 //	resize.go   resources of containers that run
 //	restart.go  restart policies and the crash-loop back-off
-//	restartall.go  all containers started anew, where one has ended in a certain way
 //	prune.go    dead containers and sandboxes that nobody needs any more
 package plan
 
@@ -77,12 +76,7 @@ type Resize struct {
 type ResizeContainer struct{ ID, Name string }
 
 // RemoveContainer removes a dead container and its log.
-type RemoveContainer struct {
-	ID, Name string
-	// Reset: it starts anew as if it had not run before. Its log stays, and its
-	// restarts are counted on.
-	Reset bool
-}
+type RemoveContainer struct{ ID, Name string }
 
 func (a CreateSandbox) String() string { return fmt.Sprintf("create sandbox, attempt %d", a.Attempt) }
 func (a StopSandbox) String() string   { return "stop sandbox " + a.ID }

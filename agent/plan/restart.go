@@ -81,12 +81,13 @@ func Sidecar(c *v1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
 }
 
-// Restarts tells whether a container that exited is to be started again: by its
-// own rules, else its own policy, else the pod's.
-func Restarts(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
-	if r := Rule(c, exitCode); r != nil &&
-		(r.Action == v1.ContainerRestartRuleActionRestart || r.Action == v1.ContainerRestartRuleActionRestartAllContainers) {
-		return true
+// shouldRestart tells whether a container that exited is to be started again:
+// by its own rules, else its own policy, else the pod's.
+func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
+	for _, rule := range c.RestartPolicyRules {
+		if rule.Action == v1.ContainerRestartRuleActionRestart && matches(rule.ExitCodes, exitCode) {
+			return true
+		}
 	}
 	policy := pod.Spec.RestartPolicy
 	if c.RestartPolicy != nil {

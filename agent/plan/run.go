@@ -76,10 +76,6 @@ func Run(in Input) Decision {
 		return d
 	}
 	stopOlder(in, &d)
-	if RestartsAll(in.Pod, in.Observed) {
-		reset(in, &d)
-		return d
-	}
 	r := run{in: in, sandbox: sandbox.ID, d: &d}
 	if r.initContainers() {
 		d.Complete = r.containers()
@@ -112,9 +108,6 @@ func newSandbox(in Input, d *Decision) {
 // hadItsRun tells whether a pod whose sandbox is gone has nothing left to run:
 // each container has ended for good, or the pod never restarts and was under way.
 func hadItsRun(in Input) bool {
-	if RestartsAll(in.Pod, in.Observed) {
-		return false
-	}
 	if in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever && len(in.Observed.Containers)+len(in.Past) > 0 {
 		return true
 	}
@@ -130,10 +123,10 @@ func hadItsRun(in Input) bool {
 // started again.
 func endedForGood(in Input, c *v1.Container) bool {
 	if last := in.Observed.Container(c.Name); last != nil {
-		return last.State == observed.Exited && !in.Restarts[last.ID] && !Restarts(in.Pod, c, false, last.ExitCode)
+		return last.State == observed.Exited && !in.Restarts[last.ID] && !shouldRestart(in.Pod, c, false, last.ExitCode)
 	}
 	past := in.Past[c.Name]
-	return past.Exited && !Restarts(in.Pod, c, false, past.ExitCode)
+	return past.Exited && !shouldRestart(in.Pod, c, false, past.ExitCode)
 }
 
 // run is one decision about the containers of a ready sandbox.
@@ -171,7 +164,7 @@ func (r *run) initContainers() bool {
 		case begun:
 			// Its work is done: containers of this sandbox exist already.
 		case cur != nil && cur.State == observed.Exited && cur.ExitCode == 0 && !r.in.Restarts[cur.ID]:
-		case cur != nil && cur.State == observed.Exited && !Restarts(pod, c, true, cur.ExitCode):
+		case cur != nil && cur.State == observed.Exited && !shouldRestart(pod, c, true, cur.ExitCode):
 			r.d.Complete = true // it failed, and nothing may start it again
 			return false
 		default:

@@ -97,9 +97,6 @@ func (w *world) do(a Action) {
 	case RemoveContainer:
 		for i := range w.obs.Containers {
 			if w.obs.Containers[i].ID == a.ID {
-				if a.Reset {
-					w.past[a.Name] = Past{Attempt: max(w.past[a.Name].Attempt, w.obs.Containers[i].Attempt)}
-				}
 				w.obs.Containers = append(w.obs.Containers[:i:i], w.obs.Containers[i+1:]...)
 				return
 			}

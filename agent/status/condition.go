@@ -23,12 +23,9 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
 	}
 	own = append(own, in.Disruption...)
-	own = append(own, restarting(in, s)...)
 	for i := range own {
 		c := &own[i]
-		if c.Type != v1.AllContainersRestarting {
-			c.ObservedGeneration = in.Pod.Generation
-		}
+		c.ObservedGeneration = in.Pod.Generation
 		c.LastTransitionTime = metav1.Time{Time: in.Now}
 		if old := find(in.Previous.Conditions, c.Type); old != nil && old.Status == c.Status {
 			c.LastTransitionTime = old.LastTransitionTime
@@ -46,7 +43,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 // whoever set them.
 var own = []v1.PodConditionType{
 	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
-	v1.PodResizePending, v1.PodResizeInProgress, v1.AllContainersRestarting,
+	v1.PodResizePending, v1.PodResizeInProgress,
 }
 
 // Adopt returns the node's status with what others have written into the API
@@ -98,36 +95,11 @@ func initialized(in Input, s *v1.PodStatus) v1.PodCondition {
 	switch {
 	case s.Phase == v1.PodSucceeded:
 		c.Reason = "PodCompleted"
-	case len(incomplete) > 0 && !containersBegun(s) && !initializedBefore(in):
+	case len(incomplete) > 0 && !containersBegun(s):
 		c.Status, c.Reason = v1.ConditionFalse, "ContainersNotInitialized"
 		c.Message = fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(incomplete, " "))
 	}
 	return c
-}
-
-// initializedBefore: a pod that was initialized stays so, also when all its
-// containers start anew.
-func initializedBefore(in Input) bool {
-	c := find(in.Previous.Conditions, v1.PodInitialized)
-	return c != nil && c.Status == v1.ConditionTrue
-}
-
-// restarting tells of a pod whose containers may all start anew whether they do
-// (pkg/kubelet/status, GenerateAllContainersRestartingCondition).
-func restarting(in Input, s *v1.PodStatus) []v1.PodCondition {
-	if !plan.MayRestartAll(in.Pod) {
-		return nil
-	}
-	c := v1.PodCondition{Type: v1.AllContainersRestarting, Status: v1.ConditionFalse}
-	switch {
-	case s.Phase == v1.PodSucceeded:
-		c.Reason = "PodCompleted"
-	case s.Phase == v1.PodFailed:
-		c.Reason = "PodFailed"
-	case plan.RestartsAll(in.Pod, in.Observed):
-		c.Status, c.Reason, c.Message = v1.ConditionTrue, "RestartAllContainersStarted", "container exited with restart policy rule"
-	}
-	return []v1.PodCondition{c}
 }
 
 // containersBegun tells whether a container proper was ever started: then

@@ -14,9 +14,6 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	previous := previousContainer(in, spec.Name)
 	cur := in.Observed.Container(spec.Name)
 	if cur == nil {
-		if previous != nil && removed(in, previous, &s) {
-			return s
-		}
 		if previous != nil {
 			carryOver(in, previous, &s)
 		}
@@ -44,40 +41,10 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	}
 	if old := in.Observed.Previous(cur); old != nil {
 		s.LastTerminationState.Terminated = terminated(in, old)
-	} else if previous != nil && plan.MayRestartAll(in.Pod) {
-		// The runtime has the run before no more.
-		s.LastTerminationState = previous.LastTerminationState
-		if end := previous.State.Terminated; end != nil && previous.ContainerID != s.ContainerID {
-			s.LastTerminationState.Terminated = end
-		}
 	}
 	state(in, cur, &s)
 	ready(in, spec, cur, init, &s)
 	return s
-}
-
-// restartingAll is the reason of containers that were removed to start anew with
-// all others of their pod.
-const restartingAll = "RestartingAllContainers"
-
-// removed tells whether a container was removed to start anew, and says so in its
-// status (pkg/kubelet/kubelet_pods.go, convertToAPIContainerStatuses).
-func removed(in Input, previous *v1.ContainerStatus, s *v1.ContainerStatus) bool {
-	before := find(in.Previous.Conditions, v1.AllContainersRestarting)
-	if in.Phase >= phase.Terminating || before == nil || before.Status != v1.ConditionTrue || previous.State.Waiting != nil {
-		return false
-	}
-	const message = "The container is removed because RestartAllContainers in place"
-	s.State.Waiting = &v1.ContainerStateWaiting{Reason: restartingAll, Message: message}
-	s.LastTerminationState.Terminated = &v1.ContainerStateTerminated{Reason: restartingAll, Message: message, ExitCode: 137}
-	s.RestartCount = previous.RestartCount + 1
-	s.Started = new(false)
-	return true
-}
-
-// restartable tells whether a container that has ended is to be started again.
-func restartable(pod *v1.Pod, spec *v1.Container, init bool, t *v1.ContainerStateTerminated) bool {
-	return t.Reason == restartingAll || plan.Restarts(pod, spec, init, t.ExitCode)
 }
 
 // ephemeral is an ephemeral container's status. It is never ready, and the

@@ -46,7 +46,7 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 	if p, decided := initPhase(in, s); decided {
 		return p
 	}
-	var running, waiting, failed, succeeded, coming int // coming: they are to be started again
+	var running, waiting, failed, succeeded int
 	for i := range s.InitContainerStatuses {
 		if s.InitContainerStatuses[i].State.Running != nil {
 			running++ // a sidecar: the pod is not over before it is
@@ -62,9 +62,6 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 			t = c.LastTerminationState.Terminated // waiting to be started again
 			fallthrough
 		case t != nil:
-			if restartable(in.Pod, &in.Pod.Spec.Containers[i], false, t) {
-				coming++
-			}
 			if t.ExitCode == 0 {
 				succeeded++
 			} else {
@@ -86,12 +83,14 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 		return v1.PodSucceeded
 	case failed+succeeded == 0:
 		return v1.PodPending
-	case coming > 0:
+	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyAlways:
 		return v1.PodRunning
 	case failed == 0:
 		return v1.PodSucceeded
+	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever:
+		return v1.PodFailed
 	}
-	return v1.PodFailed
+	return v1.PodRunning // OnFailure, and one failed: it is on its way back
 }
 
 func terminal(p v1.PodPhase) bool { return p == v1.PodSucceeded || p == v1.PodFailed }
@@ -112,8 +111,8 @@ func initPhase(in Input, s *v1.PodStatus) (v1.PodPhase, bool) {
 			t = c.LastTerminationState.Terminated
 		}
 		switch {
-		case t != nil && (t.ExitCode == 0 || t.Reason == restartingAll && in.Phase < phase.Terminated):
-		case t != nil && (!restartable(in.Pod, spec, true, t) || in.Phase >= phase.Terminated):
+		case t != nil && t.ExitCode == 0:
+		case t != nil && (in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever || in.Phase >= phase.Terminated):
 			return v1.PodFailed, true
 		case in.Phase >= phase.Terminated:
 			return v1.PodFailed, true

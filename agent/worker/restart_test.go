@@ -153,38 +153,3 @@ func TestThePastOutlivesAnAgentThatDoesNotGetToUseIt(t *testing.T) {
 		}
 	})
 }
-
-func TestAllContainersStartAnewAndAreCountedOn(t *testing.T) {
-	inWorld(t, func(w *world) {
-		p := pod("web", "a", "b")
-		p.Spec.RestartPolicy = v1.RestartPolicyNever
-		p.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{
-			Action:    v1.ContainerRestartRuleActionRestartAllContainers,
-			ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
-		}}
-		k := w.start(p)
-		before := w.runtime.Container("b").GetId()
-		for n := range int32(2) {
-			if n == 1 {
-				w.restartAgent()
-				k = w.worker("web")
-			}
-			w.runtime.Exit("a", 42)
-			w.wantRunning("a", "b")
-			for _, c := range k.Pod().Status.ContainerStatuses {
-				if c.RestartCount != n+1 {
-					t.Errorf("container %s was restarted %d times, want %d", c.Name, c.RestartCount, n+1)
-				}
-			}
-			if w.runtime.Container("b").GetId() == before {
-				t.Error("b was left running")
-			}
-			if phase := k.Pod().Status.Phase; phase != v1.PodRunning {
-				t.Errorf("phase %s", phase)
-			}
-		}
-		if w.runtime.Exit("a", 1); !w.runtime.Empty() {
-			w.wantRunning("b")
-		}
-	})
-}

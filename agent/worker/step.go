@@ -280,16 +280,10 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 		delete(w.state.restarts, a.ID)
 		delete(w.state.messages, a.ID)
 		delete(w.state.ending, a.ID)
-		c := obs.ByID(a.ID)
-		if c == nil {
-			return nil
-		}
-		if !a.Reset {
+		if c := obs.ByID(a.ID); c != nil {
 			return w.parts.Actor.RemoveContainer(ctx, w.pod, *c)
 		}
-		w.state.past[a.Name] = plan.Past{Attempt: max(c.Attempt, w.state.past[a.Name].Attempt)}
-		w.checkpoint(false) // or its restarts would be counted from the beginning
-		return w.parts.Actor.ResetContainer(ctx, c.ID)
+		return nil
 	}
 	return fmt.Errorf("the plan asks for an unknown action %T", a)
 }
