@@ -352,7 +352,7 @@ func (a *Agent) newDispatcher(version *runtimeapi.VersionResponse) *dispatch.Dis
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health, Probed: a.probed,
+			Health: a.health, Probed: a.probed, NotStarted: a.notStarted, Ended: a.containerEnded,
 		},
 		Observations: a.observed,
 		Leftovers:    a.leftovers(),

@@ -356,6 +356,7 @@ func (k *cluster) assign(ctx context.Context) error {
 // where a node has them (k8s.io/component-helpers/nodedeclaredfeatures).
 var declared = []string{
 	"ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers",
+	"RestartAllContainersOnContainerExits",
 }
 
 // facts gathers what changes of a node.

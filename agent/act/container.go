@@ -117,7 +117,7 @@ type pulled struct {
 
 func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, images pulled, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
-		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs, Target: s.Target,
+		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, Round: s.Round, PodIPs: pod.IPs, Target: s.Target,
 		Image: images.own, ImageRef: images.own.GetId(),
 		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
 		UserNamespace: podspec.UserNamespace(sandbox),

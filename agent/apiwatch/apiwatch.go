@@ -37,14 +37,12 @@ type Config[T Object] struct {
 	// Trim takes off an object what nobody here reads; nil: nothing. It may
 	// change the object in place.
 	Trim func(T)
-	// Changed is called after the set changed, by Run's goroutine; a call must
-	// not wait for anything.
+	// Gone is called with each object that the API server tells is deleted, as it
+	// was last; not with those that went while nothing was heard of it. nil:
+	// nobody wants to know. Changed is called after the set changed. Both are called by Run's goroutine, and must not wait for anything.
+	Gone    func(T)
 	Changed func()
-	// Gone is called, before Changed is, with an object that was deleted, as it
-	// was last. Of those that went while nothing was heard from the API server
-	// it is not. nil: nobody wants to know.
-	Gone func(T)
-	Log  *slog.Logger
+	Log     *slog.Logger
 }
 
 // Set is what the API server has. Its methods may be called by anyone at any

@@ -215,14 +215,14 @@ func watch(t *testing.T, s *server) *watched {
 	w.set = apiwatch.New(apiwatch.Config[*v1.Service]{
 		Client: client.CoreV1().RESTClient(), Resource: "services", Selector: fields.OneTermNotEqualSelector("metadata.name", "hidden"),
 		Example: &v1.Service{}, Trim: func(o *v1.Service) { o.Annotations = map[string]string{"trimmed": "yes"} },
+		Gone: func(o *v1.Service) { w.gone <- o.Name + "=" + o.Labels["app"] },
 		Changed: func() {
 			select {
 			case w.changes <- struct{}{}:
 			default: // the last one was not taken yet
 			}
 		},
-		Gone: func(o *v1.Service) { w.gone <- o.Name + "=" + o.Labels["app"] },
-		Log:  slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.DiscardHandler),
 	})
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan error)

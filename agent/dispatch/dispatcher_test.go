@@ -480,6 +480,21 @@ func TestAPodIsEndedWithTheGraceThatItWasDeletedWith(t *testing.T) {
 	})
 }
 
+func TestAPodThatIsDeletedByForceHasAMomentAndNotItsGracePeriod(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		w.check("1 0")
+		// The watch has told of the deletion and its grace period, and at once that
+		// the pod is gone.
+		w.d.Want(w.ctx, dispatch.Desired{Complete: true, Local: true, At: time.Now(), Gone: []*v1.Pod{deleted(apiPod("web", "1"), 0)}})
+		w.check("1 0")
+		time.Sleep(3 * time.Second)
+		w.checkNothingLeft()
+	})
+}
+
 func TestPodsOfTheAPIServerDoNotWaitForTheirNames(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.runtime.Program("a", fakecri.Program{Stubborn: true})

@@ -39,6 +39,7 @@ type Events struct {
 	ContainersTerminated   *prometheus.CounterVec // container_type, exit_code, reason
 	ContainersStartErrors  *prometheus.CounterVec // container_type, code
 	ContainersPerPod       prometheus.Histogram
+	UserNamespaceErrors    prometheus.Counter       // pods with a user namespace of which something did not start
 	ImagePull              *prometheus.HistogramVec // image_size_in_bytes
 	EphemeralContainers    prometheus.Gauge         // ephemeral containers of the node's pods
 	ResizesRequested       *prometheus.CounterVec   // resource, requirement, operation
@@ -63,6 +64,7 @@ type Events struct {
 	operations, operationErrors, sandboxErrors *prometheus.CounterVec
 	operationDuration, sandboxDuration         *prometheus.HistogramVec
 	podsStarted, podsStartErrors               prometheus.Counter
+	userNamespaces                             prometheus.Counter
 	requests                                   *prometheus.CounterVec
 	requestDuration                            *prometheus.HistogramVec
 	requestsNow                                *prometheus.GaugeVec
@@ -165,6 +167,8 @@ func (e *Events) runtime() {
 	e.sandboxErrors = e.counters("run_podsandbox_errors_total", "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.", "runtime_handler")
 	e.podsStarted = e.counter("started_pods_total", "Cumulative number of pods started")
 	e.podsStartErrors = e.counter("started_pods_errors_total", "Cumulative number of errors when starting pods")
+	e.userNamespaces = e.counter("started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.")
+	e.UserNamespaceErrors = e.counter("started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
 }
 
 func (e *Events) server() {
@@ -223,6 +227,9 @@ func (e *Events) called(call string, req any, took time.Duration, err error) {
 	}
 	e.sandboxDuration.WithLabelValues(r.GetRuntimeHandler()).Observe(took.Seconds())
 	e.podsStarted.Inc()
+	if users := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); users != nil && users.Mode == runtimeapi.NamespaceMode_POD {
+		e.userNamespaces.Inc()
+	}
 	if failed {
 		e.sandboxErrors.WithLabelValues(r.GetRuntimeHandler()).Inc()
 		e.podsStartErrors.Inc()

@@ -396,21 +396,6 @@ func TestTheLeaseIsRenewedAndBelongsToTheNode(t *testing.T) {
 	})
 }
 
-func TestConnectionsAreClosedWhenTheLeaseCannotBeRenewed(t *testing.T) {
-	inWorld(t, true, nothing, func(w *world) {
-		w.client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
-			return true, nil, context.DeadlineExceeded
-		})
-		time.Sleep(20 * time.Second)
-		synctest.Wait()
-		w.change(func() {
-			if w.reset == 0 {
-				t.Error("nobody is told that the API server is out of reach")
-			}
-		})
-	})
-}
-
 func TestAddressesAreTheCloudProvidersOnceThereAreSome(t *testing.T) {
 	own := []v1.NodeAddress{{Type: v1.NodeInternalIP, Address: "192.0.2.1"}}
 	theirs := []v1.NodeAddress{{Type: v1.NodeExternalIP, Address: "198.51.100.1"}}
@@ -424,6 +409,21 @@ func TestAddressesAreTheCloudProvidersOnceThereAreSome(t *testing.T) {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
+}
+
+func TestConnectionsAreClosedWhenTheLeaseCannotBeRenewed(t *testing.T) {
+	inWorld(t, true, nothing, func(w *world) {
+		w.client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, context.DeadlineExceeded
+		})
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		w.change(func() {
+			if w.reset == 0 {
+				t.Error("nobody is told that the API server is out of reach")
+			}
+		})
+	})
 }
 
 func TestReadyIsTheLastOfTheNodesConditions(t *testing.T) {

@@ -81,13 +81,12 @@ func Sidecar(c *v1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
 }
 
-// shouldRestart tells whether a container that exited is to be started again:
+// ShouldRestart tells whether a container that exited is to be started again:
 // by its own rules, else its own policy, else the pod's.
-func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
-	for _, rule := range c.RestartPolicyRules {
-		if rule.Action == v1.ContainerRestartRuleActionRestart && matches(rule.ExitCodes, exitCode) {
-			return true
-		}
+func ShouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
+	switch ruling(c, exitCode) {
+	case v1.ContainerRestartRuleActionRestart, v1.ContainerRestartRuleActionRestartAllContainers:
+		return true
 	}
 	policy := pod.Spec.RestartPolicy
 	if c.RestartPolicy != nil {
@@ -101,6 +100,17 @@ func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool
 	}
 	// Always, which for a plain init container means until it succeeds.
 	return !init || Sidecar(c) || exitCode != 0
+}
+
+// ruling is the action of the first of a container's rules that an exit code
+// matches; empty: none does.
+func ruling(c *v1.Container, exitCode int32) v1.ContainerRestartRuleAction {
+	for _, rule := range c.RestartPolicyRules {
+		if matches(rule.ExitCodes, exitCode) {
+			return rule.Action
+		}
+	}
+	return ""
 }
 
 func matches(on *v1.ContainerRestartRuleOnExitCodes, code int32) bool {

@@ -322,6 +322,13 @@ func (w *Worker) fail(key string, a plan.Action, err error) {
 		}
 	}
 	w.state.failures[key] = f
+	if w.config.NotStarted == nil || f.Count > 1 {
+		return
+	}
+	switch a.(type) {
+	case plan.CreateSandbox, plan.StartContainer:
+		w.config.NotStarted(w.pod)
+	}
 }
 
 // interruptible marks the action under way as one that a stop request ends at

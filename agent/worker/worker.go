@@ -78,6 +78,12 @@ type Config struct {
 	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
 	// Probed is told of each probe; it must not wait. nil: nobody counts.
 	Probed func(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration)
+	// NotStarted is told when a sandbox or a container could not be started, once
+	// until it is; it must not wait. nil: nobody counts.
+	NotStarted func(pod *v1.Pod)
+	// Ended is told of each container that ended: kind is container, init_container
+	// or ephemeral_container. It must not wait. nil: nobody counts.
+	Ended func(kind string, how *v1.ContainerStateTerminated)
 	// Report is called after the pod's status changed, or Settled did. It must
 	// not wait for anything; nil: nobody wants to know.
 	Report func(Report)

@@ -174,7 +174,8 @@ func crashAt(t *testing.T, p point, manifest string) {
 	removed := false
 	died := waitDeath(t, n, func() bool { return settled(n) == "" })
 	if died == nobody {
-		checkSettled(t, n)
+		// What is settled without a crash, trace has looked at. Here the daemon
+		// may die at any moment.
 		n.RemoveManifest("crash.yaml")
 		removed = true
 		died = waitDeath(t, n, func() bool { return gone(n) })

@@ -57,7 +57,7 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"berth", "berth-shim", "berth-cni", "runc", "tests"} {
-		run(t, time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
+		run(t, 5*time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
 	}
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		t.Run(driver, func(t *testing.T) {
@@ -68,13 +68,13 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 				"failed=0",
 			}
 			for _, suite := range suites {
-				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=8m -test.run='%s' || failed=1", suite.pkg, suite.tests))
+				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=25m -test.run='%s' || failed=1", suite.pkg, suite.tests))
 			}
 			runScript := strings.Join(append(lines, "exit $failed", ""), "\n")
 			if err := os.WriteFile(filepath.Join(payload, "run.sh"), []byte(runScript), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			out := run(t, 10*time.Minute, script, "run", work, payload, "540")
+			out := run(t, 30*time.Minute, script, "run", work, payload, "1700")
 			// A machine without the right cgroups would pass for the wrong reason.
 			if !strings.Contains(out, "cgroups are cgroup2fs") {
 				t.Errorf("the machine has no pure cgroup v2:\n%s", out)

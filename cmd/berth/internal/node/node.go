@@ -17,6 +17,7 @@ import (
 	"time"
 
 	containerdlog "github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -101,11 +102,16 @@ func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, vers
 	if c.Has(config.RoleNetwork) {
 		cniPlugins[plugin.Type] = plugin.New(plugin.Config{}).Handle
 	}
+	limits, err := rlimits(c)
+	if err != nil {
+		return nil, err
+	}
 	r, err := cri.New(ctx, cri.Config{
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
 		RuntimeBinary: c.RuntimeBinary, Handlers: handlers(c), DefaultHandler: c.DefaultRuntime,
 		CgroupDriver: c.CgroupDriver, Version: version,
-		CDISpecDirs: c.CDISpecDirs,
+		CDISpecDirs: c.CDISpecDirs, Rlimits: limits,
+		SELinux: c.SELinux.Enable, SELinuxCategories: c.SELinux.CategoryRange,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
@@ -132,6 +138,17 @@ func handlers(c config.Config) map[string]handler.Config {
 		}
 	}
 	return all
+}
+
+// rlimits are the configuration's, in OCI's words. Its -1 is the largest number
+// there.
+func rlimits(c config.Config) ([]specs.POSIXRlimit, error) {
+	limits, err := c.Ulimits()
+	var list []specs.POSIXRlimit
+	for _, u := range limits {
+		list = append(list, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return list, err
 }
 
 // nriConfig: unless the configuration says that it is wanted, NRI is served
