@@ -230,7 +230,7 @@ conformance: cluster-parts e2e e2e-images
 e2e-images: out/images/index.json
 
 out/images/index.json: $(addprefix bin/peers/,agnhost localhost.crt localhost.key coredns etcd nonewprivs regression-issue-74839 sample-apiserver) \
-		$(wildcard tests/images/*.go tests/images/sh/*) | $(CLUSTERCTL) testbins
+		$(wildcard tests/images/*.go tests/images/sh/* tests/images/cmd/hostpathplugin/*) | $(CLUSTERCTL) testbins
 	@scripts/setup conformance
 	$(CLUSTERCTL) images out/images
 

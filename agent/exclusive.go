@@ -53,6 +53,7 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	}
 	e.claims, err = dra.New(dra.Config{
 		Dir: e.dir, Node: a.config.Node.Name, Client: a.config.Cluster.Client.ResourceV1(), HealthChanged: changed, Log: a.config.Log,
+		DriverCame: a.retryClaims,
 	})
 	if err != nil {
 		return nil, err
@@ -62,6 +63,15 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 		return nil, err
 	}
 	return e, nil
+}
+
+// retryClaims has pods whose claims could not be prepared try again now.
+func (a *Agent) retryClaims() {
+	for _, pod := range a.pods.Pods() {
+		if len(pod.Spec.ResourceClaims) > 0 || pod.Status.ExtendedResourceClaimStatus != nil {
+			a.pods.ObjectsChanged(pod.UID)
+		}
+	}
 }
 
 // run keeps containers on what they have, and listens to plugins, until ctx ends.

@@ -66,8 +66,12 @@ func (a *Agent) syncing() error {
 }
 
 // allocated are pods with what they are allocated, which is not what their
-// sources want while a resize waits.
+// sources want while a resize waits. Those that have ended are not among them,
+// though their objects stay.
 func (a *Agent) allocated(pods []*v1.Pod) []*v1.Pod {
+	pods = slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
+		return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+	})
 	if a.ledger == nil {
 		return pods
 	}

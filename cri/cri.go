@@ -119,6 +119,7 @@ type Runtime struct {
 	server  *server.Server
 	plugins *nri.NRI // nil without NRI
 	streams net.Listener
+	serving chan struct{}
 }
 
 // New opens everything and starts nothing. While the Runtime is not closed, no
@@ -133,7 +134,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if cfg.CgroupDriver != DriverCgroupfs && cfg.CgroupDriver != DriverSystemd {
 		return nil, fmt.Errorf("cgroup driver %q: it is %s or %s", cfg.CgroupDriver, DriverCgroupfs, DriverSystemd)
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Logger}
+	r := &Runtime{cfg: cfg, log: cfg.Logger, serving: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())
@@ -309,6 +310,9 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// Serving is closed when the socket answers.
+func (r *Runtime) Serving() <-chan struct{} { return r.serving }
+
 // Run takes control of what an earlier daemon left, then serves until ctx
 // ends. Containers go on running after it. Run closes the Runtime.
 func (r *Runtime) Run(ctx context.Context) (err error) {
@@ -348,6 +352,7 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		return streams.Close()
 	})
 	r.log.Info("CRI served", "socket", r.cfg.Socket)
+	close(r.serving)
 	return group.Wait()
 }
 

@@ -84,6 +84,7 @@ func (n *Node) CheckNothingLeft(t harness.TB) {
 	allowed := append(n.berth().Residue(),
 		leak.Allowed{Kind: "rule", Pattern: `table ip6? kube-proxy.*`, Reason: "kube-proxy's, as services come and go"},
 		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/image_manager/pulled/.*`, Reason: "who may use an image is known as long as it is there"},
+		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/dra_manager_state`, Reason: "there are no claims in it"},
 		leak.Allowed{Kind: "file", Pattern: n.berth().RootDir + `/agent/images-used`, Reason: "when an image was used is known as long as it is there"},
 	)
 	var left []leak.Item

@@ -43,7 +43,10 @@ type Config struct {
 	// HealthChanged is called with the pods whose devices became healthy or
 	// unhealthy; nil: nobody wants to know. It must not block for long.
 	HealthChanged func(podUIDs []string)
-	Log           *slog.Logger
+	// DriverCame is called when a driver can be called that could not before: pods
+	// may have waited for it. nil: they find out by themselves.
+	DriverCame func()
+	Log        *slog.Logger
 }
 
 // Claims are the ResourceClaims of this node's pods. Its methods may be called
@@ -88,7 +91,22 @@ func (c *Claims) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.drivers.run(ctx) })
 	group.Go(func() error { return c.health.run(ctx) })
+	group.Go(func() error { return c.welcome(ctx) })
 	return group.Wait()
+}
+
+// welcome tells of drivers that have come, until ctx ends.
+func (c *Claims) welcome(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.drivers.came:
+			if c.config.DriverCame != nil {
+				c.config.DriverCame()
+			}
+		}
+	}
 }
 
 // current are the claims as they are now.

@@ -316,6 +316,33 @@ func TestADamagedStateFileKeepsTheAgentFromStarting(t *testing.T) {
 	}
 }
 
+func FuzzAStateFileIsReadOrRefused(f *testing.F) {
+	f.Add([]byte(kubeletFile))
+	f.Add([]byte(`{"Data":"{\"ClaimInfoStateList\":[{}]}","Checksum":1552601224}`))
+	f.Add([]byte(`{"Data":"{}","Checksum":2745614147}`))
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, content []byte) {
+		in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+		if err := os.WriteFile(in, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		claims, err := load(in)
+		if err != nil {
+			return
+		}
+		if err := save(out, claims); err != nil {
+			t.Fatal(err)
+		}
+		again, err := load(out)
+		if err != nil || len(again) != len(claims) {
+			t.Fatalf("%d claims were read and written, then %d read: %v", len(claims), len(again), err)
+		}
+		for key, info := range again {
+			_, _, _ = info.devices(), info.inUse(), claims[key].with(claims[key].PodUIDs.Clone())
+		}
+	})
+}
+
 func TestAStateThatCannotBeWrittenIsNotInForce(t *testing.T) {
 	pod := podWith("p", "a")
 	n := startNode(t, t.TempDir(), allocated("a", []string{gpu}, pod))

@@ -37,6 +37,7 @@ type Drivers struct {
 	wiper   *wiper
 	health  *health
 	metrics *metrics
+	came    chan struct{} // capacity one: a driver has come
 	log     *slog.Logger
 
 	// following counts the goroutines that follow plugins; none is added once
@@ -50,7 +51,7 @@ type Drivers struct {
 func newDrivers(config Config, health *health, metrics *metrics) *Drivers {
 	return &Drivers{
 		wiper:  newWiper(config.Client.ResourceSlices(), config.Node, config.Log),
-		health: health, metrics: metrics, log: config.Log, plugins: map[string][]*plugin{},
+		health: health, metrics: metrics, came: make(chan struct{}, 1), log: config.Log, plugins: map[string][]*plugin{},
 	}
 }
 
@@ -249,8 +250,16 @@ func (c *connection) HandleConn(_ context.Context, s stats.ConnStats) {
 	c.plugin.connected = connected
 	stopping := c.drivers.stopping
 	c.drivers.mu.Unlock()
-	if !stopping {
-		c.drivers.changed(c.plugin.driver)
+	if stopping {
+		return
+	}
+	c.drivers.changed(c.plugin.driver)
+	if !connected {
+		return
+	}
+	select {
+	case c.drivers.came <- struct{}{}:
+	default: // it is to be told already
 	}
 }
 

@@ -90,11 +90,11 @@ func TestADriverIsLostOnceNoneOfItsPluginsIsThere(t *testing.T) {
 		return n.drivers.wiper.due[gpu] != nil
 	}
 	g := n.driver(gpu, drapb.DRAPluginService)
-	n.eventually("the driver is there", func() bool { return !lost() })
+	n.eventually("the driver is there, and pods are told", func() bool { return !lost() && n.came.Load() == 1 })
 	g.server.Stop()
 	n.eventually("the driver is lost", lost)
 	again := n.driver(gpu, drapb.DRAPluginService)
-	n.eventually("the driver is there again", func() bool { return !lost() })
+	n.eventually("the driver is there again, and pods are told", func() bool { return !lost() && n.came.Load() == 2 })
 	n.Drivers().Deregister(gpu, g.endpoint)
 	if lost() {
 		t.Error("the driver is lost although it has a plugin")

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,6 +125,7 @@ type node struct {
 	dir    string
 	api    *fake.Clientset
 	health chan []string
+	came   atomic.Int32 // drivers
 	ctx    context.Context
 	stop   func()
 }
@@ -140,7 +142,7 @@ func (n *node) start() {
 	n.t.Helper()
 	var err error
 	n.Claims, err = New(Config{Dir: n.dir, Node: "node", Client: n.api.ResourceV1(), Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		HealthChanged: func(uids []string) { n.health <- uids }})
+		HealthChanged: func(uids []string) { n.health <- uids }, DriverCame: func() { n.came.Add(1) }})
 	if err != nil {
 		n.t.Fatal(err)
 	}

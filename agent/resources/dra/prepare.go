@@ -50,12 +50,12 @@ func (c *Claims) prepare(ctx context.Context, pod *v1.Pod) error {
 	if err := c.refer(string(pod.UID), want); err != nil {
 		return err
 	}
-	failpoint.Hit("dra/claims-recorded")
+	failpoint.Hit("agent/claims-referred")
 	prepared, err := c.ask(ctx, keys)
 	if err != nil || len(prepared) == 0 {
 		return err
 	}
-	failpoint.Hit("dra/claims-prepared")
+	failpoint.Hit("agent/claims-prepared")
 	err = c.change(func(claims map[string]*claim) {
 		for key, states := range prepared {
 			next := *claims[key]
@@ -66,7 +66,7 @@ func (c *Claims) prepare(ctx context.Context, pod *v1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint ResourceClaim state: %w", err)
 	}
-	failpoint.Hit("dra/prepared-recorded")
+	failpoint.Hit("agent/prepared-recorded")
 	return nil
 }
 

@@ -48,7 +48,7 @@ func (c *Claims) unprepare(ctx context.Context, podUID string) error {
 			return err
 		}
 	}
-	failpoint.Hit("dra/claims-unprepared")
+	failpoint.Hit("agent/claims-unprepared")
 	err = c.change(func(claims map[string]*claim) {
 		for _, key := range keys {
 			if info := claims[key]; info != nil {
@@ -63,7 +63,7 @@ func (c *Claims) unprepare(ctx context.Context, podUID string) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint ResourceClaim state: %w", err)
 	}
-	failpoint.Hit("dra/unprepared-recorded")
+	failpoint.Hit("agent/unprepared-recorded")
 	return nil
 }
 

@@ -69,7 +69,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
 	}
-	info, err := hostInfo()
+	info, err := hostInfo(own.Allocator.Machine.SwapBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -269,8 +269,9 @@ func addresses(host podspec.Node) []v1.NodeAddress {
 	return append(out, v1.NodeAddress{Type: v1.NodeHostName, Address: host.Name})
 }
 
-// hostInfo is what the host says of itself.
-func hostInfo() (v1.NodeSystemInfo, error) {
+// hostInfo is what the host says of itself. Like the kubelet
+// (nodestatus.MachineInfo), it does not mention swap where there is none.
+func hostInfo(swapBytes int64) (v1.NodeSystemInfo, error) {
 	boot, err := bootID()
 	if err != nil {
 		return v1.NodeSystemInfo{}, err
@@ -279,7 +280,7 @@ func hostInfo() (v1.NodeSystemInfo, error) {
 	if err := unix.Uname(&uts); err != nil {
 		return v1.NodeSystemInfo{}, fmt.Errorf("ask the kernel for its version: %w", err)
 	}
-	return v1.NodeSystemInfo{
+	info := v1.NodeSystemInfo{
 		MachineID:       firstOf("/etc/machine-id", "/var/lib/dbus/machine-id"),
 		SystemUUID:      strings.ToLower(firstOf("/sys/class/dmi/id/product_uuid", "/proc/device-tree/vm,uuid", "/etc/machine-id")),
 		BootID:          boot,
@@ -288,7 +289,11 @@ func hostInfo() (v1.NodeSystemInfo, error) {
 		KubeletVersion:  node.KubeletVersion,
 		OperatingSystem: runtime.GOOS,
 		Architecture:    runtime.GOARCH,
-	}, nil
+	}
+	if swapBytes > 0 {
+		info.Swap = &v1.NodeSwapStatus{Capacity: &swapBytes}
+	}
+	return info, nil
 }
 
 // firstOf is the content of the first of the files that has some. A host that

@@ -68,12 +68,14 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 	if err := podNetwork.Configure(); err != nil {
 		return err
 	}
+	serving := closed()
 	if c.Has(config.RoleCRI) {
 		runtime, err := newRuntime(ctx, c, podNetwork, version, log)
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return named("runtime", runtime.Run(ctx)) })
+		serving = runtime.Serving()
 	}
 	if c.Has(config.RoleAgent) {
 		a, err := newAgent(c, kubelet, log)
@@ -82,8 +84,15 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 		}
 		group.Go(func() error { return named("agent", a.Run(ctx)) })
 		group.Go(func() error { return ready(ctx, a.InControl(), c, log) })
-	} else if err := notify.Ready("serving " + strings.Join(c.Roles, ", ")); err != nil {
-		return err
+	} else {
+		group.Go(func() error {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-serving:
+				return notify.Ready("serving " + strings.Join(c.Roles, ", "))
+			}
+		})
 	}
 	group.Go(func() error { return notify.Watchdog(ctx, alive(c)) })
 	group.Go(func() error { return idle.Run(ctx) })
@@ -95,6 +104,13 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 		return nil
 	}
 	return err
+}
+
+// closed is for a role that runs elsewhere.
+func closed() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
 }
 
 func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, version string, log *slog.Logger) (*cri.Runtime, error) {
