@@ -3,6 +3,7 @@ package dispatch_test
 import (
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -16,8 +17,10 @@ import (
 // slow is somebody who takes his time to answer for the pods of its map.
 type slow struct {
 	answers map[string]chan *admit.Rejection // by UID
-	asked   map[string]context.Context
-	others  map[string][]string // whom the decision was told of
+
+	mu     sync.Mutex // of what follows
+	asked  map[string]context.Context
+	others map[string][]string // whom the decision was told of
 }
 
 func slowFor(uids ...string) *slow {
@@ -30,6 +33,8 @@ func slowFor(uids ...string) *slow {
 
 func (s *slow) admit(pod *v1.Pod, others []*v1.Pod) (admit.Decision, dispatch.Ask) {
 	uid := string(pod.UID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.others[uid] = nil
 	for _, o := range others {
 		s.others[uid] = append(s.others[uid], string(o.UID))
@@ -39,7 +44,9 @@ func (s *slow) admit(pod *v1.Pod, others []*v1.Pod) (admit.Decision, dispatch.As
 		return admit.Decision{}, nil
 	}
 	return admit.Decision{}, func(ctx context.Context, _ func() []*v1.Pod) dispatch.Admit {
+		s.mu.Lock()
 		s.asked[uid] = ctx
+		s.mu.Unlock()
 		var r *admit.Rejection
 		select {
 		case r = <-answers:

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"strings"
 	"sync"
@@ -207,23 +208,12 @@ func (p *Puller) present(ctx context.Context, r Request, own func() ([]credentia
 	return nil, nil
 }
 
-// Forget drops the back-off of a pod that has ended.
+// Forget drops the back-offs of a pod that has ended, also those of images that
+// it does not name any more.
 func (p *Puller) Forget(pod *v1.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			delete(p.failures, key(pod, list[i].Image))
-		}
-	}
-	for i := range pod.Spec.EphemeralContainers {
-		delete(p.failures, key(pod, pod.Spec.EphemeralContainers[i].Image))
-	}
-	for i := range pod.Spec.Volumes {
-		if image := pod.Spec.Volumes[i].Image; image != nil {
-			delete(p.failures, key(pod, image.Reference))
-		}
-	}
+	maps.DeleteFunc(p.failures, func(k string, _ failure) bool { return strings.HasPrefix(k, key(pod, "")) })
 }
 
 func (p *Puller) inspect(ctx context.Context, r Request) (*runtimeapi.Image, error) {

@@ -51,13 +51,22 @@ spec:
   - {name: map, configMap: {name: smoke}}
 `
 
-func TestAgentRunsAPodOnContainerd(t *testing.T) {
+func TestAgentRunsAPodOnContainerd(t *testing.T) { runsAPod(t, true) }
+
+// What containers do is then seen by asking every second.
+func TestAgentRunsAPodOnARuntimeWithoutEvents(t *testing.T) { runsAPod(t, false) }
+
+func runsAPod(t *testing.T, events bool) {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
 	n := harness.NewNode(t, harness.Options{
 		Amend: func(c *harness.Config) {
 			c.Roles, c.CRISocket = []string{"agent"}, filepath.Join(c.RunDir, "containerd.sock")
+			if !events {
+				c.CRISocket = filepath.Join(c.RunDir, "eventless.sock")
+			}
 		},
 		MoreImages: func(n *harness.Node) error {
 			img, err := n.Builder().Pause()
@@ -77,6 +86,10 @@ func TestAgentRunsAPodOnContainerd(t *testing.T) {
 		}
 	}
 	c := stock.StartContainerd(t, n, bin, pauseImage)
+	var proxy *eventless
+	if !events {
+		proxy = serveEventless(t, filepath.Join(filepath.Dir(c.Socket), "eventless.sock"), c.Socket)
+	}
 	n.Start()
 	smoke := n.Apply(t, "smoke", strings.ReplaceAll(manifest, "$BOX", harness.Box))
 	web := func(p corev1.Pod) corev1.ContainerStatus {
@@ -149,5 +162,8 @@ func TestAgentRunsAPodOnContainerd(t *testing.T) {
 		}
 		return ""
 	})
+	if proxy != nil && (proxy.refused.Load() == 0 || proxy.lists.Load() < 5) {
+		t.Errorf("events were asked for %d times, and sandboxes %d times", proxy.refused.Load(), proxy.lists.Load())
+	}
 	n.Stop()
 }

@@ -150,3 +150,37 @@ func TestEvictionRespectsTheBudget(t *testing.T) {
 	s.kubectl("patch", "pod", "guarded", "-p", `{"metadata": {"finalizers": null}}`)
 	s.gone("pod/guarded")
 }
+
+func TestAContainerMayHaveAllOfItsPodStartAnew(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: anew}
+spec:
+  restartPolicy: Never
+  initContainers:
+  - {name: init, image: $BOX, command: [sh, -c, 'echo init >> /v/runs'], volumeMounts: [{name: v, mountPath: /v}]}
+  containers:
+  - {name: beside, image: $BOX, volumeMounts: [{name: v, mountPath: /v}]}
+  - name: asks
+    image: $BOX
+    command: [sh, -c, 'echo asks >> /v/runs; while [ ! -e /v/go ]; do sleep 0.1; done; rm /v/go; exit 42']
+    restartPolicy: Never
+    restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {}}]
+`)
+	s.ready("pod/anew")
+	ip := s.get("pod/anew", ".status.podIP")
+	for _, n := range []string{"1", "2"} {
+		s.exec("anew", "touch", "/v/go")
+		s.want("pod/anew", ".status.containerStatuses[*].restartCount", n+" "+n)
+		s.want("pod/anew", ".status.initContainerStatuses[*].restartCount", n)
+		s.ready("pod/anew")
+	}
+	equal(t, "address", s.get("pod/anew", ".status.podIP"), ip)
+	equal(t, "phase", s.get("pod/anew", ".status.phase"), "Running")
+	s.want("pod/anew", ".status.conditions[?(@.type=='AllContainersRestarting')].status", "False")
+	equal(t, "runs", strings.Join(strings.Fields(s.exec("anew", "cat", "/v/runs")), " "), "init asks init asks init asks")
+}
