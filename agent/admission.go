@@ -11,7 +11,7 @@ import (
 func (a *Agent) admitted(pod *v1.Pod, others []*v1.Pod) admit.Decision {
 	d := a.check(pod, others, func(pod *v1.Pod) *admit.Rejection { return a.exclusive.allocate(pod, others) })
 	if d.Rejection != nil {
-		a.metrics.AdmissionRejections.WithLabelValues(d.Rejection.MetricReason()).Inc()
+		a.counts.Rejected(d.Rejection.MetricReason())
 	}
 	return d
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/dispatch"
+	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
@@ -34,13 +35,14 @@ type exclusive struct {
 	plugins *devices.Plugins
 	config  Resources
 	dir     string // the kubelet's
+	counts  *metrics.Events
 }
 
 func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
-	e := &exclusive{config: r, dir: a.config.Node.KubeletDir}
+	e := &exclusive{config: r, dir: a.config.Node.KubeletDir, counts: a.counts}
 	var err error
 	e.plugins, err = devices.New(devices.Config{
-		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Log: a.config.Log,
+		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Counts: a.counts, Log: a.config.Log,
 		CapacityChanged: func() { a.cluster.registrar.Poke() },
 		HealthChanged: func(podUIDs []string) {
 			for _, uid := range podUIDs {
@@ -51,7 +53,7 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Allocator.Dir, r.Allocator.Log = e.dir, a.config.Log
+	r.Allocator.Dir, r.Allocator.Counts, r.Allocator.Log = e.dir, a.counts, a.config.Log
 	if e.Allocator, err = resources.New(r.Allocator, e.plugins, a.runtime); err != nil {
 		return nil, err
 	}
@@ -67,7 +69,7 @@ func (e *exclusive) run(ctx context.Context, pods *dispatch.Dispatcher, observat
 		return e.Allocator.Run(ctx, func() resources.World { return world(pods, observations) })
 	})
 	group.Go(func() error {
-		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator).Run(ctx)
+		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator, e.counts.PodResourcesAsked).Run(ctx)
 	})
 	return group.Wait()
 }

@@ -20,7 +20,6 @@ package gc
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"path/filepath"
 	"sync"
 	"time"
@@ -88,7 +87,10 @@ type Config struct {
 	// Collected is told which images are left after some were removed, and when
 	// the collection began; nil: nobody wants to know.
 	Collected func(left []string, began time.Time)
-	Log       *slog.Logger
+	// ImageCollected is told of each image that was removed, and for what: "age"
+	// or "space"; nil: nobody counts.
+	ImageCollected func(reason string)
+	Log            *slog.Logger
 }
 
 // Collector collects. Its methods may be called concurrently.
@@ -102,9 +104,6 @@ type Collector struct {
 
 	mu      sync.Mutex // of one collection of images at a time
 	records records    // nil: not read yet
-
-	countMu sync.Mutex
-	removed map[string]int64
 }
 
 // New returns a Collector, or an error that names the setting which is wrong;
@@ -113,7 +112,7 @@ func New(c Config, runtime Runtime, store ImageStore, pods Pods, disk Disk, even
 	if err := c.Images.check(); err != nil {
 		return nil, err
 	}
-	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events, removed: map[string]int64{}}, nil
+	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events}, nil
 }
 
 // Run collects until ctx ends.
@@ -166,20 +165,6 @@ func (c *Collector) RemoveDeadContainers(ctx context.Context) error {
 // RemoveUnusedImages removes all images that are not in use, pinned or new.
 func (c *Collector) RemoveUnusedImages(ctx context.Context) error {
 	return c.unusedImages(ctx, time.Now())
-}
-
-// RemovedImages counts them by the label reason of the kubelet's metric
-// image_garbage_collected_total.
-func (c *Collector) RemovedImages() map[string]int64 {
-	c.countMu.Lock()
-	defer c.countMu.Unlock()
-	return maps.Clone(c.removed)
-}
-
-func (c *Collector) count(reason string) {
-	c.countMu.Lock()
-	defer c.countMu.Unlock()
-	c.removed[reason]++
 }
 
 // unfinished is what an interrupted write of the record leaves.

@@ -2,6 +2,7 @@ package podresources
 
 import (
 	"context"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -46,12 +47,16 @@ func (fakeNode) Allocatable() resources.Container {
 	return resources.Container{CPUs: cpuset.New(1, 2), Devices: []devices.Device{{Resource: "e/g", ID: "b"}}}
 }
 
-func client(t *testing.T) api.PodResourcesListerClient {
+// client returns a client of a server, and the calls that the server tells of.
+func client(t *testing.T) (c api.PodResourcesListerClient, asked chan string) {
+	asked = make(chan string, 1000)
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "pod-resources", "kubelet.sock")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- New(socket, fakeNode{}, fakeNode{}).Run(ctx) }()
+	go func() {
+		done <- New(socket, fakeNode{}, fakeNode{}, func(method string, err error) { asked <- fmt.Sprint(method, " ", err != nil) }).Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -63,13 +68,13 @@ func client(t *testing.T) api.PodResourcesListerClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return api.NewPodResourcesListerClient(conn)
+	return api.NewPodResourcesListerClient(conn), asked
 }
 
 func node(id int64) *api.TopologyInfo { return &api.TopologyInfo{Nodes: []*api.NUMANode{{ID: id}}} }
 
 func TestPodsAreListedWithWhatTheyHave(t *testing.T) {
-	c := client(t)
+	c, asked := client(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	want := &api.PodResources{Name: "p", Namespace: "n", Containers: []*api.ContainerResources{
@@ -99,13 +104,18 @@ func TestPodsAreListedWithWhatTheyHave(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, want := range []string{"List false", "Get false", "Get true", "GetAllocatableResources false"} {
+		if got := <-asked; got != want {
+			t.Errorf("it tells of %q, not of %q", got, want)
+		}
+	}
 	if diff := cmp.Diff(&api.AllocatableResourcesResponse{CpuIds: []int64{1, 2}, Devices: []*api.ContainerDevices{{ResourceName: "e/g", DeviceIds: []string{"b"}}}}, all, protocmp.Transform()); diff != "" {
 		t.Errorf("allocatable (-want +got):\n%s", diff)
 	}
 }
 
 func TestAClientThatAsksWithoutEndIsSlowedDown(t *testing.T) {
-	c := client(t)
+	c, _ := client(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {
