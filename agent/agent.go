@@ -26,7 +26,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -34,7 +36,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/act"
-	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/api"
 	"github.com/berth-io/berth/agent/checkpoint"
@@ -102,6 +103,8 @@ const (
 	// relist is how often everything is asked for although events tell it.
 	relist     = 5 * time.Minute
 	keptEvents = 1000
+	// runtimeThere is after how long it is told that the runtime is waited for.
+	runtimeThere = 10 * time.Second
 	// maxMessage is what CRI runtimes agree to send and receive.
 	maxMessage = 16 << 20
 )
@@ -179,7 +182,7 @@ func New(c Config) (*Agent, error) {
 		static := c.Cluster.Resources.Allocator
 		a.ledger = allocation.NewLedger(allocation.Config{
 			Fits: a.fits, StaticCPU: static.CPUs.Policy == cpus.PolicyStatic, StaticMemory: static.Memory.Policy == memory.PolicyStatic,
-			Counts: a.counts,
+			Swaps: a.cgroups.Node().Swaps, Counts: a.counts,
 		})
 		if a.exclusive, err = a.newExclusive(c.Cluster.Resources); err != nil {
 			return nil, err
@@ -207,7 +210,7 @@ func New(c Config) (*Agent, error) {
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), c.IDsPerPod, userns.HostRange),
 	}
 	if a.cluster != nil {
-		parts.Cluster, parts.Exclusive = a.cluster, a.exclusive
+		parts.Cluster, parts.Exclusive, parts.Claims = a.cluster, a.exclusive, a.exclusive.claims
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
@@ -269,9 +272,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}()
 	defer a.events.Close()
-	version, err := a.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if a.cluster != nil {
+		defer a.cluster.tellEvents()() // what nobody listens to is lost
+	}
+	version, err := a.version(ctx)
 	if err != nil {
-		return fmt.Errorf("ask the runtime at %s for its version: %w", a.config.RuntimeSock, err)
+		return err
 	}
 	if err := a.cgroups.Ensure(); err != nil {
 		return fmt.Errorf("make the pods' cgroups: %w", err)
@@ -293,10 +299,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health, Probed: a.probed, Counts: a.counts, Resizes: a.counts,
+			Health: a.health, Probed: a.probed, NotStarted: a.counts.PodNotStarted, Ended: a.counts.ContainerEnded, Counts: a.counts, Resizes: a.counts,
 		},
 		Observations: a.observed,
-		Leftovers:    []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}},
+		Leftovers:    a.leftovers(),
 		Admit:        a.admit(),
 		Begun:        a.begun,
 		Ended:        a.ended,
@@ -310,9 +316,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
-		if err := a.cluster.recover(ctx); err != nil {
-			return err
-		}
 		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
 			return err
 		}
@@ -331,7 +334,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
 		plugins := pluginwatch.New(filepath.Join(a.config.Node.KubeletDir, "plugins_registry"),
-			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins}, a.config.Log)
+			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins, "DRAPlugin": a.exclusive.claims.Drivers()}, a.config.Log)
 		group.Go(func() error { return a.exclusive.run(ctx, d, a.observed, plugins) })
 		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
@@ -347,6 +350,24 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// version waits for the runtime and asks for its version.
+func (a *Agent) version(ctx context.Context) (*runtimeapi.VersionResponse, error) {
+	for {
+		call, cancel := context.WithTimeout(ctx, runtimeThere)
+		version, err := a.runtime.Version(call, &runtimeapi.VersionRequest{})
+		cancel()
+		switch {
+		case err == nil:
+			return version, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case status.Code(err) != codes.DeadlineExceeded:
+			return nil, fmt.Errorf("ask the runtime at %s for its version: %w", a.config.RuntimeSock, err)
+		}
+		a.config.Log.Warn("the runtime does not answer; it is waited for", "socket", a.config.RuntimeSock, "err", err)
+	}
 }
 
 // reporter is who is told what becomes of the pods; nil: nobody.
@@ -366,20 +387,12 @@ func (a *Agent) workerParts() worker.Parts {
 	return p
 }
 
-// admit decides about new pods; nil: all of them may start.
-func (a *Agent) admit() func(*v1.Pod, []*v1.Pod) admit.Decision {
-	if a.cluster == nil {
-		return nil
-	}
-	return a.admitted
-}
-
 // health is that of the devices that a container has.
-func (a *Agent) health(podUID, container string) []v1.ResourceStatus {
+func (a *Agent) health(pod *v1.Pod, container string) []v1.ResourceStatus {
 	if a.exclusive == nil {
 		return nil
 	}
-	return a.exclusive.Health(podUID, container)
+	return slices.Concat(a.exclusive.Health(string(pod.UID), container), a.exclusive.claims.Health(pod, container))
 }
 
 // probed counts a probe.
@@ -431,6 +444,7 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		if a.cluster != nil {
 			pods, _, complete := a.cluster.pods.Pods()
 			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
+			want.Gone = a.cluster.pods.TakeGone()
 			a.cluster.mirror.Poke()
 		}
 		d.Want(ctx, want)
@@ -454,8 +468,12 @@ func (a *Agent) syncing() error {
 }
 
 // allocated are pods with what they are allocated, which is not what their
-// sources want while a resize waits.
+// sources want while a resize waits. Those that have ended are not among them,
+// though their objects stay.
 func (a *Agent) allocated(pods []*v1.Pod) []*v1.Pod {
+	pods = slices.DeleteFunc(slices.Clone(pods), func(pod *v1.Pod) bool {
+		return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+	})
 	if a.ledger == nil {
 		return pods
 	}
@@ -513,6 +531,15 @@ func (a *Agent) exec(ctx context.Context, containerID string, command []string, 
 
 func (a *Agent) tell(pod *v1.Pod, eventType, reason, message string) {
 	a.events.Pod(pod, eventType, reason, "%s", message)
+}
+
+// leftovers are what pods hold outside the runtime.
+func (a *Agent) leftovers() []dispatch.Leftovers {
+	list := []dispatch.Leftovers{a.volumes, leftoverCgroups{a.cgroups}}
+	if a.exclusive != nil {
+		list = append(list, a.exclusive.claims)
+	}
+	return list
 }
 
 // leftoverCgroups finds pods that only have a cgroup left.

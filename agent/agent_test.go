@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/berth-io/berth/agent/metrics"
@@ -82,5 +83,16 @@ func TestALoopThatDoesNotComeBackIsUnhealthy(t *testing.T) {
 	a.feeding.Store(time.Now().Add(-longestFeed - time.Second).UnixNano())
 	if err := a.syncing(); err == nil || err.Error() != "sync Loop took longer than expected" {
 		t.Errorf("after too long: %v", err)
+	}
+}
+
+func TestAPodThatHasEndedHasNoShareOfItsClass(t *testing.T) {
+	a := &Agent{}
+	var pods []*v1.Pod
+	for _, phase := range []v1.PodPhase{"", v1.PodPending, v1.PodRunning, v1.PodSucceeded, v1.PodFailed} {
+		pods = append(pods, &v1.Pod{Status: v1.PodStatus{Phase: phase}})
+	}
+	if got := a.allocated(pods); len(got) != 3 || got[2].Status.Phase != v1.PodRunning {
+		t.Errorf("%d pods have a share", len(got))
 	}
 }

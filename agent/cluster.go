@@ -24,6 +24,7 @@ import (
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
 	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
 	"github.com/berth-io/berth/agent/kubeletapi/access"
@@ -44,10 +45,13 @@ type Cluster struct {
 	Identity Identity
 	// Images is how images are pulled, and for whom.
 	Images Images
+	// Heartbeats is for the node's lease and status, without limits and with a
+	// timeout (kubelet: HeartbeatClient).
+	Heartbeats kubernetes.Interface
 	// Events is where events go; its client has limits of its own, so that they
 	// hold up nothing else.
 	Events corev1.EventInterface
-	// Node is how it registers; Client, Name, Facts, Event and Log are filled in.
+	// Node is how it registers; what is left out is filled in.
 	Node node.Config
 	// Facts are those of the node's facts that do not change while the agent
 	// runs: addresses, capacity, what the host is.
@@ -65,10 +69,12 @@ type Cluster struct {
 	Resources Resources
 }
 
-// Identity is the node's certificates.
+// Identity is the node's certificates, and its connections to the API server.
 type Identity interface {
-	// Run gets and renews them until ctx ends.
+	// Run gets and renews certificates until ctx ends.
 	Run(ctx context.Context) error
+	// CloseConnections ends all connections, of which some may hang.
+	CloseConnections()
 }
 
 // Images is how images are pulled for the pods of a cluster. What is left out
@@ -104,6 +110,7 @@ type cluster struct {
 	mirror    *mirror.Reconciler
 	registrar *node.Registrar
 	events    record.EventBroadcaster
+	busy      func() bool   // pods are being started
 	timeout   time.Duration // of a request to the runtime
 	log       *slog.Logger
 	// nodeChanged receives when the node's object has changed; capacity one.
@@ -114,7 +121,7 @@ type cluster struct {
 // everything tells events.
 func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster, error) {
 	k := &cluster{
-		events: events,
+		events: events, busy: func() bool { return a.actor.Busy() },
 		config: c, nodeName: a.config.Node.Name, runtime: a.runtime, images: a.images,
 		timeout: a.config.RuntimeTimeout, log: a.config.Log, nodeChanged: make(chan struct{}, 1),
 	}
@@ -143,7 +150,8 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	if k.objects, err = objects.New(c.Objects); err != nil {
 		return nil, err
 	}
-	c.Node.Client, c.Node.Name, c.Node.Startup, c.Node.Log = c.Client, k.nodeName, a.counts, k.log
+	c.Node.Client, c.Node.Unreachable, c.Node.Name, c.Node.Log = c.Heartbeats, c.Identity.CloseConnections, k.nodeName, k.log
+	c.Node.Startup = a.counts
 	c.Node.Facts = func(ctx context.Context) node.Facts {
 		f := k.facts(ctx, a.pressure)
 		f.Capacity, f.Allocatable = k.resources(a.exclusive)
@@ -179,12 +187,9 @@ func trimService(s *v1.Service) {
 
 // run keeps up with the API server until ctx ends.
 func (k *cluster) run(ctx context.Context) error {
-	sink := k.events.StartRecordingToSink(&corev1.EventSinkImpl{Interface: k.config.Events})
-	defer k.events.Shutdown()
-	defer sink.Stop()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
-		k.config.Identity.Run, k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
+		k.config.Identity.Run, k.recover, k.follow, k.node.Run, k.services.Run, k.classes.Run, k.objects.Run, k.report.Run, k.mirror.Run, k.registrar.Run, k.assign,
 	} {
 		group.Go(func() error { return part(ctx) })
 	}
@@ -210,13 +215,38 @@ func (k *cluster) puller(a *Agent, sources volume.Objects) (*images.Puller, erro
 	return images.New(k.images, a.events, c.Pulls), nil
 }
 
+// recoverAgain is when images that could not be listed are listed again.
+const recoverAgain = 10 * time.Second
+
 // recover takes up what pulls before this agent have left of their records.
+// Until it has, images that they brought count as nobody's: pods pull them.
 func (k *cluster) recover(ctx context.Context) error {
-	list, err := k.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
-	if err != nil {
-		return fmt.Errorf("list images to look at the records of their pulls: %w", err)
+	for {
+		call, cancel := context.WithTimeout(ctx, k.timeout)
+		list, err := k.images.ListImages(call, &runtimeapi.ListImagesRequest{})
+		cancel()
+		if err == nil {
+			err = k.records.Recover(list.GetImages())
+		}
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		k.log.Warn("records of the pulls of before are not taken up yet; it is tried again", "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(recoverAgain):
+		}
 	}
-	return k.records.Recover(list.GetImages())
+}
+
+// tellEvents sends events to the API server until stop is called.
+func (k *cluster) tellEvents() (stop func()) {
+	sink := k.events.StartRecordingToSink(event.Yield(&corev1.EventSinkImpl{Interface: k.config.Events}, k.busy))
+	return func() {
+		sink.Stop()
+		k.events.Shutdown()
+	}
 }
 
 // forget drops the records of pulls whose images were collected.
@@ -252,6 +282,7 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, e
 	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
 	counted := metrics.New(k.runtime, measure, pods, c.Metrics)
 	counted.ObserveClients()
+	counted.Registry().MustRegister(a.exclusive.claims)
 	return kubeletapi.New(kubeletapi.Parts{
 		Pods: pods, Runtime: k.runtime, Stats: measure, Metrics: counted, Authn: authn, Authz: access.NewAuthorizer(c.Authz),
 	}, c.Server), nil
@@ -264,6 +295,11 @@ func (k *cluster) current(e *exclusive) *v1.Node {
 	if !ok {
 		object = &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: k.nodeName, Labels: k.config.Node.Labels}}
 	}
+	return k.withResources(object, e)
+}
+
+// withResources is the node with the resources of now.
+func (k *cluster) withResources(object *v1.Node, e *exclusive) *v1.Node {
 	n := *object
 	n.Status.Capacity, n.Status.Allocatable = k.resources(e)
 	return &n
@@ -323,6 +359,7 @@ func (k *cluster) assign(ctx context.Context) error {
 // where a node has them (k8s.io/component-helpers/nodedeclaredfeatures).
 var declared = []string{
 	"ExtendWebSocketsToKubelet", "InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers",
+	"RestartAllContainersOnContainerExits",
 }
 
 // facts gathers what changes of a node.

@@ -2,10 +2,8 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	v1 "k8s.io/api/core/v1"
@@ -16,6 +14,7 @@ import (
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
+	"github.com/berth-io/berth/agent/resources/dra"
 	"github.com/berth-io/berth/agent/resources/machine"
 	"github.com/berth-io/berth/agent/resources/pluginwatch"
 	"github.com/berth-io/berth/agent/resources/podresources"
@@ -33,6 +32,7 @@ type Resources struct {
 type exclusive struct {
 	*resources.Allocator
 	plugins *devices.Plugins
+	claims  *dra.Claims
 	config  Resources
 	dir     string // the kubelet's
 	counts  *metrics.Events
@@ -40,15 +40,22 @@ type exclusive struct {
 
 func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	e := &exclusive{config: r, dir: a.config.Node.KubeletDir, counts: a.counts}
+	changed := func(podUIDs []string) {
+		for _, uid := range podUIDs {
+			a.pods.Observed(uid)
+		}
+	}
 	var err error
 	e.plugins, err = devices.New(devices.Config{
 		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Counts: a.counts, Log: a.config.Log,
-		CapacityChanged: func() { a.cluster.registrar.Poke() },
-		HealthChanged: func(podUIDs []string) {
-			for _, uid := range podUIDs {
-				a.pods.Observed(uid)
-			}
-		},
+		CapacityChanged: func() { a.cluster.registrar.Poke() }, HealthChanged: changed,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.claims, err = dra.New(dra.Config{
+		Dir: e.dir, Node: a.config.Node.Name, Client: a.config.Cluster.Client.ResourceV1(), HealthChanged: changed, Log: a.config.Log,
+		DriverCame: a.retryClaims,
 	})
 	if err != nil {
 		return nil, err
@@ -60,16 +67,27 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	return e, nil
 }
 
+// retryClaims has pods whose claims could not be prepared try again now.
+func (a *Agent) retryClaims() {
+	for _, pod := range a.pods.Pods() {
+		if len(pod.Spec.ResourceClaims) > 0 || pod.Status.ExtendedResourceClaimStatus != nil {
+			a.pods.ObjectsChanged(pod.UID)
+		}
+	}
+}
+
 // run keeps containers on what they have, and listens to plugins, until ctx ends.
 func (e *exclusive) run(ctx context.Context, pods *dispatch.Dispatcher, observations *observed.Store, watcher *pluginwatch.Watcher) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return e.plugins.Run(ctx) })
+	group.Go(func() error { return e.claims.Run(ctx) })
 	group.Go(func() error { return watcher.Run(ctx) })
 	group.Go(func() error {
 		return e.Allocator.Run(ctx, func() resources.World { return world(pods, observations) })
 	})
 	group.Go(func() error {
-		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator, e.counts.PodResourcesAsked).Run(ctx)
+		socket := filepath.Join(e.dir, "pod-resources", "kubelet.sock")
+		return podresources.New(socket, activePods{pods}, e.Allocator, e.claims, e.counts.PodResourcesAsked).Run(ctx)
 	})
 	return group.Wait()
 }
@@ -100,16 +118,20 @@ type activePods struct{ *dispatch.Dispatcher }
 // ActivePods are those that were admitted and have not ended.
 func (p activePods) ActivePods() []*v1.Pod { return p.Active() }
 
-// allocateTimeout bounds how long device plugins may take for one pod. Others
-// wait for their admission meanwhile.
-const allocateTimeout = time.Minute
-
-// allocate gives a new pod what its containers are to have to themselves.
+// allocate gives a new pod that need ask nobody what its containers are to have
+// to themselves.
 func (e *exclusive) allocate(pod *v1.Pod, others []*v1.Pod) *admit.Rejection {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), allocateTimeout, fmt.Errorf("device plugins did not answer within %s", allocateTimeout))
-	defer cancel()
-	if r := e.Admit(ctx, pod, slices.Clone(others)); r != nil {
-		return &admit.Rejection{Reason: r.Reason, Message: r.Message}
+	return rejection(e.Admit(pod, slices.Clone(others)))
+}
+
+// ask is allocate for a pod for which device plugins are asked.
+func (e *exclusive) ask(ctx context.Context, pod *v1.Pod, active func() []*v1.Pod) *admit.Rejection {
+	return rejection(e.AdmitAsking(ctx, pod, active))
+}
+
+func rejection(r *resources.Rejection) *admit.Rejection {
+	if r == nil {
+		return nil
 	}
-	return nil
+	return &admit.Rejection{Reason: r.Reason, Message: r.Message}
 }

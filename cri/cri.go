@@ -11,6 +11,7 @@
 //	events     container events for whoever watches
 //	checkpoint archives of containers that go on later
 //	cdi, host  devices by vendors' files, and what the host has
+//	selinux    how pods and containers are labelled
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
 //	stats, metrics       what they use, and cAdvisor's names for it
@@ -45,6 +46,7 @@ import (
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/nri"
 	"github.com/berth-io/berth/cri/rootfs"
+	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/server"
 )
 
@@ -83,10 +85,16 @@ type Config struct {
 	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
 	CDISpecDirs  []string
 	CgroupDriver string // DriverCgroupfs or DriverSystemd
-	Version      string // of the build
-	Network      network.Config
-	Image        image.Config
-	NRI          NRIConfig
+	// SELinux labels pods and containers where the kernel has SELinux, and
+	// keeps pods apart by pairs of so many categories.
+	SELinux           bool
+	SELinuxCategories int
+	// Rlimits are those of containers' processes.
+	Rlimits []specs.POSIXRlimit
+	Version string // of the build
+	Network network.Config
+	Image   image.Config
+	NRI     NRIConfig
 	// PodCIDRs takes the pod subnets that a kubelet assigns; nil: nobody does.
 	PodCIDRs server.PodCIDRs `json:"-"`
 	Logger   *slog.Logger
@@ -111,6 +119,7 @@ type Runtime struct {
 	server  *server.Server
 	plugins *nri.NRI // nil without NRI
 	streams net.Listener
+	serving chan struct{}
 }
 
 // New opens everything and starts nothing. While the Runtime is not closed, no
@@ -125,7 +134,7 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if cfg.CgroupDriver != DriverCgroupfs && cfg.CgroupDriver != DriverSystemd {
 		return nil, fmt.Errorf("cgroup driver %q: it is %s or %s", cfg.CgroupDriver, DriverCgroupfs, DriverSystemd)
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Logger}
+	r := &Runtime{cfg: cfg, log: cfg.Logger, serving: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close())
@@ -172,6 +181,11 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 			return server.Config{}, err
 		}
 	}
+	probed.Rlimits = cfg.Rlimits
+	labels, err := r.labels()
+	if err != nil {
+		return server.Config{}, err
+	}
 	handlers, err := cfg.handlers()
 	if err != nil {
 		return server.Config{}, err
@@ -179,13 +193,25 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	c := server.Config{
 		RunDir: cfg.RunDir, StateDir: cfg.StateDir, ShimBinary: cfg.ShimBinary,
 		Handlers: handlers, NoIDMap: r.noIDMap(), CDISpecDirs: cfg.CDISpecDirs,
-		Host: probed, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
+		Host: probed, Labels: labels, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
 	}
 	if cfg.PodCIDRs != nil {
 		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
 	}
 	return c, nil
+}
+
+// labels are nil on a node that labels nothing.
+func (r *Runtime) labels() (*selinux.Labels, error) {
+	switch {
+	case !r.cfg.SELinux:
+		return nil, nil
+	case !host.HasSELinux():
+		r.log.Warn("containers are not labelled: the kernel has no SELinux, or it is switched off")
+		return nil, nil
+	}
+	return selinux.New(host.SELinux{}, r.cfg.SELinuxCategories)
 }
 
 func (r *Runtime) nriConfig(c server.Config) nri.Config {
@@ -284,6 +310,9 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// Serving is closed when the socket answers.
+func (r *Runtime) Serving() <-chan struct{} { return r.serving }
+
 // Run takes control of what an earlier daemon left, then serves until ctx
 // ends. Containers go on running after it. Run closes the Runtime.
 func (r *Runtime) Run(ctx context.Context) (err error) {
@@ -323,6 +352,7 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		return streams.Close()
 	})
 	r.log.Info("CRI served", "socket", r.cfg.Socket)
+	close(r.serving)
 	return group.Wait()
 }
 

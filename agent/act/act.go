@@ -8,7 +8,9 @@
 //	features.go   what pods want that not every runtime has
 //	container.go  image, create, start, postStart
 //	kill.go       preStop, signal, grace
+//	claims.go     devices of ResourceClaims
 //	resize.go     resources of what runs
+//	turns.go      how many at once, and who first
 package act
 
 import (
@@ -17,10 +19,8 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
@@ -113,6 +113,8 @@ type Parts struct {
 	Cluster Cluster
 	// Exclusive may be nil: then no container has anything to itself.
 	Exclusive Exclusive
+	// Claims may be nil: then no pod has any.
+	Claims Claims
 	// Features and UserNamespaces are asked for pods that want them.
 	Features       Features
 	UserNamespaces UserNamespaces
@@ -141,13 +143,16 @@ type Config struct {
 type Actor struct {
 	Parts
 	config Config
-	starts *semaphore.Weighted
+	turns  *turns
 }
 
 // New returns an Actor.
 func New(parts Parts, config Config) *Actor {
-	return &Actor{Parts: parts, config: config, starts: semaphore.NewWeighted(int64(config.Parallel))}
+	return &Actor{Parts: parts, config: config, turns: newTurns(config.Parallel)}
 }
+
+// Busy tells whether sandboxes or containers are being made now.
+func (a *Actor) Busy() bool { return a.turns.busy() }
 
 // Pod is a pod at the time of an action.
 type Pod struct {
@@ -207,21 +212,6 @@ func plain(err error) error {
 // podDir is the kubelet's directory of a pod.
 func (a *Actor) podDir(uid string) string {
 	return filepath.Join(a.config.Node.KubeletDir, "pods", uid)
-}
-
-// slow is when a call is no longer thought to be busy with the machine's cores
-// but to wait for something else.
-const slow = 5 * time.Second
-
-// enter waits for one of the places that Config.Parallel bounds. Who is slow
-// loses the place: a few calls that hang must not keep all other pods waiting.
-func (a *Actor) enter(ctx context.Context) (leave func(), err error) {
-	if err := a.starts.Acquire(ctx, 1); err != nil {
-		return nil, err
-	}
-	release := sync.OnceFunc(func() { a.starts.Release(1) })
-	timer := time.AfterFunc(slow, release)
-	return func() { timer.Stop(); release() }, nil
 }
 
 // why tells who ended a call that did not work: its caller, whose error is

@@ -122,7 +122,7 @@ type pulled struct {
 
 func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContainer, images pulled, sandbox *runtimeapi.PodSandboxConfig) (*runtimeapi.ContainerConfig, error) {
 	c := podspec.Container{
-		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, PodIPs: pod.IPs, Target: s.Target,
+		Pod: pod.Pod, Container: s.Container, Attempt: s.Attempt, Round: s.Round, PodIPs: pod.IPs, Target: s.Target,
 		Image: images.own, ImageRef: images.own.GetId(),
 		Resources:     qos.ContainerResources(pod.Pod, s.Container, a.Cgroups.Node()),
 		UserNamespace: podspec.UserNamespace(sandbox),
@@ -157,8 +157,14 @@ func (a *Actor) containerConfig(ctx context.Context, pod Pod, s plan.StartContai
 		return nil, err
 	}
 	config, err := podspec.ContainerConfig(ctx, c, a.config.Node, a.Objects)
-	if err != nil || a.Exclusive == nil {
-		return config, err
+	if err != nil {
+		return nil, err
+	}
+	if err := a.claimDevices(pod.Pod, s.Container, config); err != nil {
+		return nil, err
+	}
+	if a.Exclusive == nil {
+		return config, nil
 	}
 	if err := a.Exclusive.PreStart(ctx, pod.Pod, s.Container); err != nil {
 		return nil, err
@@ -247,7 +253,7 @@ func (a *Actor) terminationLog(pod Pod, container string) (string, error) {
 }
 
 func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sandbox *runtimeapi.PodSandboxConfig, config *runtimeapi.ContainerConfig) (string, error) {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, createStage)
 	if err != nil {
 		return "", err
 	}
@@ -273,7 +279,7 @@ func (a *Actor) create(ctx context.Context, pod Pod, s plan.StartContainer, sand
 }
 
 func (a *Actor) start(ctx context.Context, pod Pod, s plan.StartContainer, id string) error {
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, startStage)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -19,23 +21,96 @@ import (
 	"github.com/berth-io/berth/internal/failpoint"
 )
 
-// Prepare makes what a pod needs before its sandbox: cgroup, directories,
-// volumes. It is level driven: called again it repairs and refreshes.
+// SetUp makes all that a pod needs before its first container: cgroup,
+// directories, volumes and sandbox. It is level driven: called again it repairs.
+// The volumes are returned also where the sandbox could not be made.
+//
+// Volumes and sandbox do not need each other. The kubelet makes one after the
+// other; here they are made at the same time, unless it is known that a volume
+// makes difficulties (again) or it may wait for others for long. Nothing is seen
+// of a sandbox whose volumes are not there: it is removed again.
+func (a *Actor) SetUp(ctx context.Context, pod Pod, attempt uint32, again bool) (map[string]volume.Mounted, error) {
+	if err := a.prepare(pod); err != nil {
+		return nil, err
+	}
+	if !again && atHand(pod.Pod) {
+		return a.setUpTogether(ctx, pod, attempt)
+	}
+	mounted, err := a.mount(ctx, pod, pod.Timeline.Begin(timeline.Volumes, ""))
+	if err != nil {
+		return nil, err
+	}
+	_, err = a.createSandbox(ctx, pod, attempt, func() {})
+	return mounted, err
+}
+
+func (a *Actor) setUpTogether(ctx context.Context, pod Pod, attempt uint32) (map[string]volume.Mounted, error) {
+	var (
+		volumes    sync.WaitGroup
+		mounted    map[string]volume.Mounted
+		notMounted error
+	)
+	sandbox, err := a.createSandbox(ctx, pod, attempt, func() {
+		end := pod.Timeline.Begin(timeline.Volumes, "")
+		volumes.Go(func() { mounted, notMounted = a.mount(ctx, pod, end) })
+	})
+	volumes.Wait()
+	if notMounted == nil {
+		return mounted, err
+	}
+	if err == nil && ctx.Err() == nil { // otherwise there is none, or who ends the pod ends it
+		if err := a.removeInVain(ctx, sandbox); err != nil {
+			return nil, failed("FailedMount", errors.Join(notMounted, err))
+		}
+	}
+	return nil, notMounted
+}
+
+// removeInVain removes a sandbox whose pod cannot use it yet.
+func (a *Actor) removeInVain(ctx context.Context, sandbox string) error {
+	if err := a.StopSandbox(ctx, sandbox); err != nil {
+		return err
+	}
+	return a.RemoveSandbox(ctx, sandbox)
+}
+
+// atHand tells whether all of a pod's volumes are made from what the node has
+// or the API server knows.
+func atHand(pod *v1.Pod) bool {
+	return !slices.ContainsFunc(pod.Spec.Volumes, func(v v1.Volume) bool {
+		return v.EmptyDir == nil && v.HostPath == nil && v.ConfigMap == nil && v.Secret == nil &&
+			v.DownwardAPI == nil && v.Projected == nil && v.Image == nil
+	})
+}
+
+// Prepare makes what the containers of a sandbox need that is there: cgroup,
+// directories, volumes. It is level driven: called again it repairs.
 func (a *Actor) Prepare(ctx context.Context, pod Pod) (map[string]volume.Mounted, error) {
+	if err := a.prepare(pod); err != nil {
+		return nil, err
+	}
+	return a.mount(ctx, pod, pod.Timeline.Begin(timeline.Volumes, ""))
+}
+
+func (a *Actor) prepare(pod Pod) error {
 	end := pod.Timeline.Begin(timeline.Cgroup, "")
 	_, err := a.Cgroups.EnsurePod(pod.cgroupPod())
 	end(err)
 	if err != nil {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, "FailedCreatePodContainer", "unable to ensure pod container exists: %v", err)
-		return nil, failed("FailedCreatePodContainer", err)
+		return failed("FailedCreatePodContainer", err)
 	}
 	failpoint.Hit("agent/cgroup-made")
 	if err := a.directories(pod.Pod); err != nil {
-		return nil, failed("FailedToMakePodDataDirectories", err)
+		return failed("FailedToMakePodDataDirectories", err)
 	}
+	return nil
+}
+
+// mount sets up the volumes, and calls end with what came of it.
+func (a *Actor) mount(ctx context.Context, pod Pod, end func(error)) (map[string]volume.Mounted, error) {
 	call, cancel := withVolumeTimeout(ctx)
 	defer cancel()
-	end = pod.Timeline.Begin(timeline.Volumes, "")
 	mounted, err := a.Volumes.SetUp(call, a.volumePod(pod))
 	end(err)
 	if err != nil && ctx.Err() != nil {

@@ -13,8 +13,12 @@ import (
 	"github.com/berth-io/berth/internal/failpoint"
 )
 
-// CreateSandbox makes a pod's sandbox and returns its ID.
-func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (string, error) {
+// createSandbox makes a pod's sandbox and returns its ID. Before that the pod's
+// claims are prepared; begun is called when the pod's turn has come.
+func (a *Actor) createSandbox(ctx context.Context, pod Pod, attempt uint32, begun func()) (string, error) {
+	if err := a.prepareClaims(ctx, pod); err != nil {
+		return "", err
+	}
 	config, err := a.sandboxConfig(ctx, pod, attempt)
 	if ctx.Err() != nil && err != nil {
 		return "", err
@@ -30,11 +34,12 @@ func (a *Actor) CreateSandbox(ctx context.Context, pod Pod, attempt uint32) (str
 	for _, w := range a.dnsWarnings(pod.Pod) {
 		a.Events.Pod(pod.Pod, v1.EventTypeWarning, w.Reason, "%s", w.Message)
 	}
-	leave, err := a.enter(ctx)
+	leave, err := a.turns.enter(ctx, sandboxStage)
 	if err != nil {
 		return "", err
 	}
 	defer leave()
+	begun()
 	call, cancel := a.call(ctx)
 	defer cancel()
 	end := pod.Timeline.Begin(timeline.Sandbox, "")

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,8 +37,10 @@ type Config[T Object] struct {
 	// Trim takes off an object what nobody here reads; nil: nothing. It may
 	// change the object in place.
 	Trim func(T)
-	// Changed is called after the set changed, by Run's goroutine; a call must
-	// not wait for anything.
+	// Gone is called with each object that the API server tells is deleted, as it
+	// was last; not with those that went while nothing was heard of it. nil:
+	// nobody wants to know. Changed is called after the set changed. Both are called by Run's goroutine, and must not wait for anything.
+	Gone    func(T)
 	Changed func()
 	Log     *slog.Logger
 }
@@ -80,20 +81,6 @@ func (s *Set[T]) Run(ctx context.Context) error {
 
 // Synced is closed once the API server has told all there is.
 func (s *Set[T]) Synced() <-chan struct{} { return s.synced }
-
-// AwaitSync waits for Synced, at most for as long as given.
-func (s *Set[T]) AwaitSync(ctx context.Context, atMost time.Duration) error {
-	timer := time.NewTimer(atMost)
-	defer timer.Stop()
-	select {
-	case <-s.synced:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return fmt.Errorf("the API server has not told its %s within %s", s.config.Resource, atMost)
-	}
-}
 
 // Get returns an object; namespace is empty for kinds without one.
 func (s *Set[T]) Get(namespace, name string) (T, bool) {
@@ -153,6 +140,9 @@ func (s store[T]) Delete(obj any) error {
 	s.set.mu.Lock()
 	delete(s.set.objects, key(o.GetNamespace(), o.GetName()))
 	s.set.mu.Unlock()
+	if s.set.config.Gone != nil {
+		s.set.config.Gone(o)
+	}
 	s.changed()
 	return nil
 }

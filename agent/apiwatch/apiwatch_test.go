@@ -200,8 +200,9 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 type watched struct {
 	t   *testing.T
 	set *apiwatch.Set[*v1.Service]
-	// changes receives after Changed was called.
+	// changes receives after Changed was called, gone each object that was deleted.
 	changes chan struct{}
+	gone    chan string // name=app of what was deleted
 }
 
 func watch(t *testing.T, s *server) *watched {
@@ -210,10 +211,11 @@ func watch(t *testing.T, s *server) *watched {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &watched{t: t, changes: make(chan struct{}, 1)}
+	w := &watched{t: t, changes: make(chan struct{}, 1), gone: make(chan string, 10)}
 	w.set = apiwatch.New(apiwatch.Config[*v1.Service]{
 		Client: client.CoreV1().RESTClient(), Resource: "services", Selector: fields.OneTermNotEqualSelector("metadata.name", "hidden"),
 		Example: &v1.Service{}, Trim: func(o *v1.Service) { o.Annotations = map[string]string{"trimmed": "yes"} },
+		Gone: func(o *v1.Service) { w.gone <- o.Name + "=" + o.Labels["app"] },
 		Changed: func() {
 			select {
 			case w.changes <- struct{}{}:
@@ -270,15 +272,20 @@ func TestASetFollowsTheAPIServer(t *testing.T) {
 			s.plain = plain
 			s.change("ADDED", "a", "1")
 			w := watch(t, s)
-			if err := w.set.AwaitSync(t.Context(), time.Minute); err != nil {
-				t.Fatal(err)
-			}
 			w.want("a=1")
 			s.change("ADDED", "b", "1")
 			s.change("MODIFIED", "a", "2")
 			w.want("a=2", "b=1")
-			s.change("DELETED", "a", "2")
+			s.change("DELETED", "a", "3") // its last change is told with its end
 			w.want("b=1")
+			select {
+			case gone := <-w.gone:
+				if gone != "a=3" {
+					t.Errorf("gone is %s", gone)
+				}
+			case <-time.After(time.Minute):
+				t.Error("nobody says that a is gone")
+			}
 			o, ok := w.set.Get("default", "b")
 			if !ok || o.Annotations["trimmed"] != "yes" || o.ManagedFields != nil {
 				t.Errorf("b is %+v", o)
@@ -330,21 +337,14 @@ func TestAWatchThatIsTooFarBehindStartsOver(t *testing.T) {
 	w.want("b=2")
 }
 
-func TestAnAPIServerThatNeverAnswersIsNotWaitedForForEver(t *testing.T) {
+func TestNothingIsSyncedBeforeTheAPIServerAnswers(t *testing.T) {
 	s := newServer(t)
 	s.goAway(true)
 	w := watch(t, s)
-	if err := w.set.AwaitSync(t.Context(), time.Millisecond); err == nil {
-		t.Error("it is synced")
-	}
 	if _, synced := w.set.List(); synced {
 		t.Error("it is synced")
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := w.set.AwaitSync(ctx, time.Hour); !errors.Is(err, context.Canceled) {
-		t.Errorf("AwaitSync returned %v", err)
-	}
 	s.goAway(false)
 	w.want()
+	<-w.set.Synced()
 }

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -315,6 +316,45 @@ func TestASelfSignedCertificateIsMadeOnceAndKept(t *testing.T) {
 	for _, f := range []string{"kubelet.crt", "kubelet.key"} {
 		if !exists(filepath.Join(c.CertDir, f)) {
 			t.Errorf("%s is missing", f)
+		}
+	}
+}
+
+func TestASelfSignedCertificateThatWasBeingRenewedIsFinished(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		keyIn bool // the new key is in place
+	}{{"nothing is in place yet", false}, {"the key is in place", true}} {
+		dir := t.TempDir()
+		first := &fileServing{cert: filepath.Join(dir, "kubelet.crt"), key: filepath.Join(dir, "kubelet.key"), selfSigned: "n", log: func(string, ...any) {}}
+		old, err := first.current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, key, err := certutil.GenerateSelfSignedCertKey("n", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keyFile := first.key + ".new"
+		if test.keyIn {
+			keyFile = first.key
+		}
+		for path, content := range map[string][]byte{keyFile: key, first.cert + ".new": cert} {
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		again := &fileServing{cert: first.cert, key: first.key, selfSigned: "n", log: func(string, ...any) {}}
+		pair, err := again.current()
+		if err != nil {
+			t.Errorf("%s: %v", test.name, err)
+			continue
+		}
+		if renewed := !bytes.Equal(pair.Certificate[0], old.Certificate[0]); renewed != test.keyIn {
+			t.Errorf("%s: renewed %v", test.name, renewed)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "*.new")); len(left) > 0 {
+			t.Errorf("%s: left %v", test.name, left)
 		}
 	}
 }

@@ -120,6 +120,8 @@ func (c *clientCertificate) run(ctx context.Context) error {
 		if err := c.requestOnce(ctx); err != nil {
 			return err
 		}
+	} else if err := c.dropKey(); err != nil {
+		return err
 	}
 	<-ctx.Done()
 	return ctx.Err()

@@ -12,6 +12,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/transport"
 	certutil "k8s.io/client-go/util/cert"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // readKubeconfig reads the current context of a kubeconfig.
@@ -77,5 +79,6 @@ func writeKubeconfig(path string, c *rest.Config, pem string) error {
 	if err := atomicwriter.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("write the kubeconfig: %w", err)
 	}
+	failpoint.Hit("agent/kubeconfig-written")
 	return nil
 }

@@ -6,10 +6,7 @@ import (
 	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -19,6 +16,8 @@ import (
 	"k8s.io/client-go/util/certificate"
 	"k8s.io/client-go/util/certificate/csr"
 	"k8s.io/client-go/util/keyutil"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // keyFile holds the key of a certificate that was asked for and is not there
@@ -92,10 +91,19 @@ func (c *clientCertificate) request(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("store the client certificate: %w", err)
 	}
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove the key that has a certificate now: %w", err)
+	failpoint.Hit("agent/certificate-stored")
+	if err := c.dropKey(); err != nil {
+		return err
 	}
 	c.use(pair)
+	return nil
+}
+
+// dropKey removes the key that has a certificate now.
+func (c *clientCertificate) dropKey() error {
+	if err := removeIfThere(filepath.Join(c.config.CertDir, keyFile)); err != nil {
+		return fmt.Errorf("remove the key that has a certificate now: %w", err)
+	}
 	return nil
 }
 

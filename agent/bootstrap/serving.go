@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/util/certificate"
 	"k8s.io/client-go/util/keyutil"
 	netutils "k8s.io/utils/net"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // servingPair is the name that a serving certificate's files start with where
@@ -207,6 +209,9 @@ func (f *fileServing) makeSelfSigned() error {
 	if f.selfSigned == "" {
 		return nil
 	}
+	if err := f.finishSelfSigned(); err != nil {
+		return fmt.Errorf("finish the serving certificate: %w", err)
+	}
 	_, certErr := os.Stat(f.cert)
 	_, keyErr := os.Stat(f.key)
 	absent := errors.Is(certErr, fs.ErrNotExist) || errors.Is(keyErr, fs.ErrNotExist)
@@ -218,11 +223,44 @@ func (f *fileServing) makeSelfSigned() error {
 	if err != nil {
 		return fmt.Errorf("make a self-signed serving certificate: %w", err)
 	}
-	if err := keyutil.WriteKey(f.key, key); err != nil {
+	if err := keyutil.WriteKey(f.key+unfinished, key); err != nil {
 		return fmt.Errorf("write the key of the serving certificate: %w", err)
 	}
-	if err := certutil.WriteCert(f.cert, cert); err != nil {
+	if err := certutil.WriteCert(f.cert+unfinished, cert); err != nil {
 		return fmt.Errorf("write the serving certificate: %w", err)
+	}
+	failpoint.Hit("agent/serving-made")
+	if err := os.Rename(f.key+unfinished, f.key); err != nil {
+		return fmt.Errorf("put the key of the serving certificate in place: %w", err)
+	}
+	failpoint.Hit("agent/serving-key-placed")
+	if err := os.Rename(f.cert+unfinished, f.cert); err != nil {
+		return fmt.Errorf("put the serving certificate in place: %w", err)
+	}
+	return nil
+}
+
+// unfinished ends the names of a pair's files that are not in place yet.
+const unfinished = ".new"
+
+// finishSelfSigned puts the certificate in place whose key is, or drops what did
+// not come so far: a key and the certificate of another are of no use.
+func (f *fileServing) finishSelfSigned() error {
+	switch _, err := os.Stat(f.key + unfinished); {
+	case err == nil:
+		return errors.Join(os.Remove(f.key+unfinished), removeIfThere(f.cert+unfinished))
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := os.Rename(f.cert+unfinished, f.cert); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 const (
 	recordPrefix = "sha256-"
 	unfinished   = ".tmp"
+	damaged      = ".bad"
 )
 
 func recordName(of string) string {
@@ -88,7 +89,7 @@ func recordFiles(dir string) ([]string, error) {
 	}
 	var files []string
 	for _, e := range entries {
-		if !e.IsDir() && strings.HasPrefix(e.Name(), recordPrefix) && !strings.HasSuffix(e.Name(), unfinished) {
+		if !e.IsDir() && strings.HasPrefix(e.Name(), recordPrefix) && !strings.HasSuffix(e.Name(), unfinished) && !strings.HasSuffix(e.Name(), damaged) {
 			files = append(files, filepath.Join(dir, e.Name()))
 		}
 	}

@@ -42,8 +42,9 @@ type Records struct {
 	pulling, pulled string // directories
 	names, prefixes []string
 
-	mu      sync.Mutex
-	running map[string]int // pulls by the name of the image
+	mu         sync.Mutex
+	running    map[string]int // pulls by the name of the image
+	unfinished bool           // there may be intents of before, which nobody has looked at
 }
 
 // OpenRecords makes the directories of the records where they are missing.
@@ -71,6 +72,11 @@ func OpenRecords(c RecordsConfig) (*Records, error) {
 			return nil, fmt.Errorf("make directory for records of pulls: %w", err)
 		}
 	}
+	intents, err := recordFiles(r.pulling)
+	if err != nil {
+		return nil, fmt.Errorf("look for unfinished pulls: %w", err)
+	}
+	r.unfinished = len(intents) > 0
 	return r, nil
 }
 
@@ -286,7 +292,7 @@ func (r *Records) look(image, ref string) (record *kubeletconfig.ImagePulledReco
 	if record != nil && record.ImageRef == ref {
 		return record, true
 	}
-	if r.running[image] > 0 {
+	if r.running[image] > 0 || r.unfinished {
 		return nil, true
 	}
 	intent, err := readIntent(r.intent(image))
@@ -340,8 +346,10 @@ func (r *Records) knows(image, ref string, known []kubeletconfig.ImagePullSecret
 }
 
 // Recover makes records of the pulls that were under way when the daemon ended
-// and have brought an image, so that nobody gets it without credentials. It is
-// called once, with the images that the runtime has, before the first pull.
+// and have brought an image, so that nobody gets it without credentials: until
+// then no image without a record counts as one that was there before. It is
+// called with the images that the runtime has, and again where it did not work.
+// Pulls that are under way now are left alone.
 func (r *Records) Recover(images []*runtimeapi.Image) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -352,8 +360,16 @@ func (r *Records) Recover(images []*runtimeapi.Image) error {
 	errs := []error{sweepRecords(r.pulling), sweepRecords(r.pulled)}
 	for _, file := range files {
 		intent, err := readIntent(file)
-		if err != nil || intent == nil {
-			errs = append(errs, err)
+		if err != nil {
+			// It will never be readable: a host that lost power.
+			r.config.Log.Error("the record of an unfinished pull is damaged and set aside", "err", err, "to", file+damaged)
+			errs = append(errs, os.Rename(file, file+damaged))
+			continue
+		}
+		if intent == nil {
+			continue
+		}
+		if r.running[intent.Image] > 0 {
 			continue
 		}
 		for _, image := range images {
@@ -367,7 +383,9 @@ func (r *Records) Recover(images []*runtimeapi.Image) error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	err = errors.Join(errs...)
+	r.unfinished = err != nil
+	return err
 }
 
 // hasName tells whether an image has a name, which may leave out what is the

@@ -189,7 +189,7 @@ func TestAKilledDaemonsPullIsNoPreloadedImage(t *testing.T) {
 		}
 	}
 	r = open(t, dir, "") // killed before the pull was over
-	if !r.must(t, "busybox", "id") {
+	if !r.must(t, "busybox", "id") || !r.must(t, "another-name", "id") {
 		t.Error("may be used without credentials")
 	}
 	unfinished := filepath.Join(dir, "image_manager/pulled/sha256-0.tmp")
@@ -214,6 +214,38 @@ func TestAKilledDaemonsPullIsNoPreloadedImage(t *testing.T) {
 	pulled(t, r, "busybox", "id", nil)
 	if r.must(t, "busybox", "id") {
 		t.Error("pulled anew without credentials, and still it must be pulled")
+	}
+}
+
+func TestADamagedIntentHoldsUpNothing(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir, "")
+	if err := os.WriteFile(r.intent("r.io/x"), nil, 0o600); err != nil { // the power went
+		t.Fatal(err)
+	}
+	r = open(t, dir, "")
+	if err := r.Recover(nil); err != nil {
+		t.Fatal(err)
+	}
+	if r.must(t, "r.io/preloaded:1", "id") {
+		t.Error("no preloaded image is one any more")
+	}
+}
+
+func TestAPullUnderWayIsNotRecovered(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, dir, "")
+	if err := r.Begin("r.io/x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Recover([]*runtimeapi.Image{{Id: "id", RepoTags: []string{"r.io/x:latest"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if files, err := recordFiles(dir + "/image_manager/pulling"); err != nil || len(files) != 1 {
+		t.Errorf("intents %v, %v while a pull is under way", files, err)
+	}
+	if files, err := recordFiles(dir + "/image_manager/pulled"); err != nil || len(files) != 0 {
+		t.Errorf("records %v, %v of a pull under way", files, err)
 	}
 }
 

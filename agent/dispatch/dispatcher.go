@@ -18,7 +18,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/worker"
@@ -40,6 +39,9 @@ type Leftovers interface {
 // Desired is what all sources together want.
 type Desired struct {
 	Pods []*v1.Pod
+	// Gone are pods that were deleted since the last Desired, as they were last:
+	// with the grace period that they were deleted with.
+	Gone []*v1.Pod
 	// Complete: every source has reported. Before that nothing is ended.
 	Complete bool
 	// Local: every source of this host has. That is enough to be in control: an
@@ -56,9 +58,8 @@ type Config struct {
 	Worker       worker.Config
 	Observations Observations
 	Leftovers    []Leftovers
-	// Admit decides whether a new pod may start beside the others, which were
-	// admitted and have not ended; nil: every pod may.
-	Admit func(pod *v1.Pod, others []*v1.Pod) admit.Decision
+	// Admit decides whether new pods may start; nil: every pod may.
+	Admit Admit
 	// Begun is called with each pod before it gets a worker, and when its source
 	// says something else of it; Ended with one of which nothing is left. nil:
 	// nobody wants to know.
@@ -77,11 +78,14 @@ type Dispatcher struct {
 	inHand  chan struct{}
 	strange chan struct{} // capacity one: strangers has something
 	settled chan struct{} // capacity one: a pod has given back what it held
+	// answered has the pods for which somebody was asked.
+	answered chan *asking
 
 	mu        sync.Mutex
 	workers   map[string]*worker.Worker // by UID
 	told      map[string]*v1.Pod        // by UID: what its worker was last told of an API server's pod
 	held      map[string]waiting        // by UID: admitted once those have ended that make room for it
+	asking    map[string]*asking        // by UID: somebody is asked before they are decided about
 	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
 	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
@@ -91,12 +95,15 @@ type Dispatcher struct {
 type waiting struct {
 	pod  *v1.Pod
 	seen time.Time
+	// admit knows what others have answered; nil: nobody was asked.
+	admit Admit
 }
 
 // New returns a Dispatcher; Run starts it.
 func New(c Config) *Dispatcher {
 	d := &Dispatcher{
 		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1), settled: make(chan struct{}, 1),
+		answered: make(chan *asking), asking: map[string]*asking{},
 		held: map[string]waiting{}, workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
 	}
 	report := c.Worker.Report
@@ -126,6 +133,7 @@ func (d *Dispatcher) Want(ctx context.Context, next Desired) {
 			return
 		case old := <-d.desired:
 			next.Objects = next.Objects || old.Objects
+			next.Gone = slices.Concat(old.Gone, next.Gone)
 		}
 	}
 }
@@ -208,11 +216,16 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 			for _, w := range d.retryHeld() {
 				start(w)
 			}
+		case a := <-d.answered:
+			if w := d.answer(a); w != nil {
+				start(w)
+			}
 		case uid := <-d.ended:
 			if w := d.remove(uid); w != nil {
 				start(w)
 			}
 		}
+		d.askAll(ctx, &running)
 	}
 }
 
@@ -251,6 +264,11 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	for _, pod := range want.Pods {
 		wanted[string(pod.UID)] = true
 	}
+	for _, pod := range want.Gone {
+		if w := d.workers[string(pod.UID)]; w != nil && !w.Forgotten() {
+			d.update(w, pod)
+		}
+	}
 	names := d.namesOfStrangers(wanted)
 	for uid, w := range d.workers {
 		names[fullName(w.Pod())] = true
@@ -262,6 +280,7 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 		}
 	}
 	clear(d.waiting)
+	d.dropUndecided(wanted)
 	clear(d.held)
 	for _, pod := range want.Pods {
 		name := fullName(pod)
@@ -302,6 +321,12 @@ func (d *Dispatcher) begun(pod *v1.Pod) {
 	}
 }
 
+func (d *Dispatcher) over(pod *v1.Pod) {
+	if d.config.Ended != nil {
+		d.config.Ended(pod)
+	}
+}
+
 // ObjectsChanged tells a pod's worker that what its volumes are made from has
 // changed.
 func (d *Dispatcher) ObjectsChanged(uid types.UID) {
@@ -335,9 +360,7 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	delete(d.told, uid)
 	d.config.Parts.Actor.Images.Forget(w.Pod())
 	d.roomMade()
-	if d.config.Ended != nil {
-		d.config.Ended(w.Pod())
-	}
+	d.over(w.Pod())
 	name := fullName(w.Pod())
 	next, ok := d.waiting[name]
 	if !ok {
@@ -388,7 +411,8 @@ func (d *Dispatcher) strayed() map[string]*v1.Pod {
 func (d *Dispatcher) adopt(orphans map[string]*v1.Pod, start func(*worker.Worker)) {
 	for uid, pod := range orphans {
 		d.mu.Lock()
-		known := d.workers[uid] != nil || slices.ContainsFunc(d.waitingPods(), func(p *v1.Pod) bool { return string(p.UID) == uid })
+		known := d.workers[uid] != nil ||
+			slices.ContainsFunc(slices.Concat(d.waitingPods(), d.undecided()), func(p *v1.Pod) bool { return string(p.UID) == uid })
 		d.mu.Unlock()
 		if known {
 			continue
@@ -425,7 +449,7 @@ func orphan(uid, namespace, name string, containers []observed.Container) *v1.Po
 }
 
 // Pods returns all pods with their statuses, by namespace and name; among them
-// those that wait for a predecessor.
+// those that wait for a predecessor, or to be admitted.
 func (d *Dispatcher) Pods() []*v1.Pod {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -438,9 +462,7 @@ func (d *Dispatcher) Pods() []*v1.Pod {
 			pods = append(pods, p)
 		}
 	}
-	for _, h := range d.held {
-		pods = append(pods, h.pod)
-	}
+	pods = append(pods, d.undecided()...)
 	slices.SortFunc(pods, func(a, b *v1.Pod) int { return strings.Compare(fullName(a), fullName(b)) })
 	return pods
 }

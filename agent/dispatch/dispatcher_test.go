@@ -41,6 +41,8 @@ type world struct {
 	volumes *fakehost.Volumes
 	cgroups *fakehost.Cgroups
 
+	admit dispatch.Admit // nil: every pod may start
+
 	mu   sync.Mutex
 	gone []string // UIDs of pods of which nothing is left
 
@@ -85,7 +87,7 @@ func (w *world) startAgent() {
 			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
-		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log,
+		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit,
 		Ended: func(pod *v1.Pod) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -457,6 +459,40 @@ func (w *world) wantGone(uids ...string) {
 	if !slices.Equal(w.gone, uids) {
 		w.t.Errorf("ended %q, want %q", w.gone, uids)
 	}
+}
+
+// Deleted by force it is being deleted and gone at once, and the agent may look
+// only when both have happened.
+func TestAPodIsEndedWithTheGraceThatItWasDeletedWith(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		slow, quick := apiPod("slow", "1"), apiPod("quick", "2")
+		w.want(slow, quick)
+		w.check("1 0", "2 0")
+		w.d.Want(w.ctx, dispatch.Desired{Pods: []*v1.Pod{slow}, Gone: []*v1.Pod{deleted(quick, 0)}, Complete: true, Local: true, At: time.Now()})
+		w.d.Want(w.ctx, dispatch.Desired{Complete: true, Local: true, At: time.Now()}) // before it has looked
+		time.Sleep(5 * time.Second)
+		w.check("1 0")
+		w.wantGone("2")
+		time.Sleep(time.Minute)
+		w.checkNothingLeft()
+	})
+}
+
+func TestAPodThatIsDeletedByForceHasAMomentAndNotItsGracePeriod(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.startAgent()
+		w.want(apiPod("web", "1"))
+		w.check("1 0")
+		// The watch has told of the deletion and its grace period, and at once that
+		// the pod is gone.
+		w.d.Want(w.ctx, dispatch.Desired{Complete: true, Local: true, At: time.Now(), Gone: []*v1.Pod{deleted(apiPod("web", "1"), 0)}})
+		w.check("1 0")
+		time.Sleep(3 * time.Second)
+		w.checkNothingLeft()
+	})
 }
 
 func TestPodsOfTheAPIServerDoNotWaitForTheirNames(t *testing.T) {

@@ -26,6 +26,7 @@ type fake struct {
 	node     usage.Node
 	used     Usage
 	usedErr  error
+	hangs    bool // nothing is removed
 	active   []*v1.Pod
 	finished map[types.UID]bool
 	// frees is how much disk each reclaim gives back.
@@ -66,14 +67,25 @@ func (f *fake) Finished(uid types.UID) bool {
 	defer f.mu.Unlock()
 	return f.finished[uid]
 }
-func (f *fake) Stop(uid types.UID, stop disruption.Stop) { f.do("stop " + string(uid)) }
-func (f *fake) Node(context.Context) (usage.Node, error) { return f.node, nil }
+func (f *fake) Stop(uid types.UID, stop disruption.Stop)     { f.do("stop " + string(uid)) }
+func (f *fake) Node(ctx context.Context) (usage.Node, error) { return f.node, ctx.Err() }
 func (f *fake) Pods(_ context.Context, pods []*v1.Pod) (map[types.UID]usage.Pod, error) {
 	f.do(fmt.Sprintf("measure %d", len(pods)))
 	return f.used, f.usedErr
 }
-func (f *fake) RemoveDeadContainers(context.Context) error { f.do("remove containers"); return nil }
-func (f *fake) RemoveUnusedImages(context.Context) error {
+func (f *fake) RemoveDeadContainers(ctx context.Context) error {
+	if f.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	f.do("remove containers")
+	return nil
+}
+func (f *fake) RemoveUnusedImages(ctx context.Context) error {
+	if f.hangs {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	f.do("remove images")
 	return errors.New("one is stuck")
 }
@@ -132,6 +144,13 @@ func TestWhereThatIsNotEnoughOnePodEnds(t *testing.T) {
 	if diff := cmp.Diff([]string{"nodefs.available measured true", "nodefs.available"}, f.counted); diff != "" {
 		t.Errorf("counted (-want +got):\n%s", diff)
 	}
+}
+
+func TestARuntimeThatHangsKeepsNoPodFromEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{node: usage.Node{NodeFS: usage.FS{Capacity: 100, Available: 1}}, active: []*v1.Pod{pod("p")}, hangs: true}
+		round(t, manager(t, f, diskLow), f, "EvictionThresholdMet: Attempting to reclaim ephemeral-storage", "measure 1", "stop p")
+	})
 }
 
 func TestForMemoryAPodEndsAtOnceEvenUnmeasured(t *testing.T) {

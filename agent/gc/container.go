@@ -39,7 +39,8 @@ func (p ContainerPolicy) removable(dead []Container, owner func(podUID string) O
 	var remove []Container
 	units := map[unit][]Container{}
 	for _, c := range dead {
-		if now.Sub(c.CreatedAt) < p.MinAge {
+		// One from the future is old: the clock was set back.
+		if age := now.Sub(c.CreatedAt); age >= 0 && age < p.MinAge {
 			continue
 		}
 		switch o := owner(c.PodUID); {

@@ -35,6 +35,15 @@ func owners(uid string) Owner {
 func last(c Container) Container         { c.Last = true; return c }
 func neverStarted(c Container) Container { c.Started = false; return c }
 
+func TestAClockThatIsSetBackKeepsNoDeadContainer(t *testing.T) {
+	p := ContainerPolicy{MinAge: time.Minute, MaxPerPodContainer: -1, MaxContainers: -1}
+	for age, want := range map[time.Duration]int{-time.Hour: 1, time.Second: 0, time.Hour: 1} {
+		if got := p.removable([]Container{exited("c", "nobody", "a", age)}, owners, false, now); len(got) != want {
+			t.Errorf("of the age %s: %d removed, want %d", age, len(got), want)
+		}
+	}
+}
+
 func TestDeadContainersGoByTheirOwner(t *testing.T) {
 	all := []Container{
 		last(exited("active last", "active", "a", time.Minute)),

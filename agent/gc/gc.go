@@ -19,9 +19,9 @@ package gc
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
-	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -102,8 +102,8 @@ type Collector struct {
 	disk    Disk
 	events  Events
 
-	mu      sync.Mutex // of one collection of images at a time
-	records records    // nil: not read yet
+	collecting chan struct{} // capacity one; full while images are collected
+	records    records       // nil: not read yet
 }
 
 // New returns a Collector, or an error that names the setting which is wrong;
@@ -112,7 +112,17 @@ func New(c Config, runtime Runtime, store ImageStore, pods Pods, disk Disk, even
 	if err := c.Images.check(); err != nil {
 		return nil, err
 	}
-	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events}, nil
+	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events, collecting: make(chan struct{}, 1)}, nil
+}
+
+// begin waits for a collection of images that is under way to end.
+func (c *Collector) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case c.collecting <- struct{}{}:
+		return func() { <-c.collecting }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the collection of images that is under way: %w", ctx.Err())
+	}
 }
 
 // Run collects until ctx ends.

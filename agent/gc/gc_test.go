@@ -371,3 +371,20 @@ func FuzzNames(f *testing.F) {
 		}
 	})
 }
+
+func TestWhoWaitsForACollectionOfImagesGivesUpInTime(t *testing.T) {
+	c := collector(t, &node{})
+	end, err := c.begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.RemoveUnusedImages(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("while another collects: %v", err)
+	}
+	end()
+	if err := c.RemoveUnusedImages(t.Context()); err != nil {
+		t.Errorf("once nobody does: %v", err)
+	}
+}

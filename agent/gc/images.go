@@ -31,8 +31,11 @@ const (
 func (c *Collector) images(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	end, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	unused, err := c.unused(ctx, now)
 	if err != nil || c.config.Images.off() {
 		return err
@@ -74,8 +77,11 @@ func (c *Collector) images(ctx context.Context, now time.Time) error {
 func (c *Collector) unusedImages(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	end, err := c.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	unused, err := c.unused(ctx, now)
 	if err != nil {
 		return err

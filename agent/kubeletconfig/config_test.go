@@ -327,3 +327,37 @@ func TestNothingIsReadForHelpAndVersion(t *testing.T) {
 		t.Errorf("usage has no flags:\n%s", u)
 	}
 }
+
+func TestAHostHasNotJoinedAsLongAsNoneOfItsFilesIsThere(t *testing.T) {
+	dir := t.TempDir()
+	config, kubeconfig, bootstrap := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "kubelet.conf"), filepath.Join(dir, "bootstrap.conf")
+	unit := []string{"--bootstrap-kubeconfig=" + bootstrap, "--kubeconfig=" + kubeconfig, "--config=" + config}
+	for _, c := range []struct {
+		name  string
+		args  []string
+		files []string
+		want  bool
+	}{
+		{"nothing is there", unit, nil, true},
+		{"without bootstrap", unit[1:], nil, true},
+		{"a token is there", unit, []string{bootstrap}, false},
+		{"only the configuration is there", unit, []string{config}, false},
+		{"the configuration was lost", unit, []string{kubeconfig}, false},
+		{"no cluster is meant", unit[2:], nil, false},
+		{"no configuration is meant", unit[:2], nil, false},
+		{"a flag is wrong", append(slices.Clone(unit), "--nope"), nil, false},
+		{"the version is asked for", append(slices.Clone(unit), "--version"), nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, f := range c.files {
+				if err := os.WriteFile(f, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				defer os.Remove(f)
+			}
+			if got := NotJoined(c.args); got != c.want {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}

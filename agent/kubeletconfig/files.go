@@ -27,6 +27,26 @@ const dropInSuffix = ".conf"
 // maxFileBytes bounds one file. A configuration has a few kilobytes.
 const maxFileBytes = 4 << 20
 
+// NotJoined tells whether a kubelet's command line is that of a host that has
+// not joined a cluster yet: it names a configuration and a kubeconfig, and
+// neither is there, nor one to bootstrap with. A command line that cannot be read
+// is Load's to tell about.
+func NotJoined(args []string) bool {
+	c := newConfig()
+	if _, _, err := c.parse(args); err != nil || c.Help || c.Version != "" || c.ConfigFile == "" || c.Kubeconfig == "" {
+		return false
+	}
+	for _, path := range []string{c.ConfigFile, c.Kubeconfig, c.BootstrapKubeconfig} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
+}
+
 // loadFile takes a --config file in place of what c says. Relative paths in it
 // are relative to it (pkg/kubelet/kubeletconfig/configfiles, fsLoader.Load).
 // Unlike the kubelet, which then reads the file again and is lenient, an unknown

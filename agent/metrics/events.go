@@ -29,13 +29,13 @@ type Events struct {
 	firstNetworkPod sync.Once
 	node            nodeCounts
 
-	relist, relistInterval, podRelist, eventDelay    prometheus.Histogram
-	lastSeen                                         prometheus.Gauge
-	connected, connectErrors                         prometheus.Counter
-	operations, operationErrors, sandboxErrors       *prometheus.CounterVec
-	operationDuration, sandboxDuration               *prometheus.HistogramVec
-	podsStarted, podsStartErrors                     prometheus.Counter
-	userNamespacedStarted, userNamespacedStartErrors prometheus.Counter
+	relist, relistInterval, podRelist, eventDelay prometheus.Histogram
+	lastSeen                                      prometheus.Gauge
+	connected, connectErrors                      prometheus.Counter
+	operations, operationErrors, sandboxErrors    *prometheus.CounterVec
+	operationDuration, sandboxDuration            *prometheus.HistogramVec
+	podsStarted, podsStartErrors                  prometheus.Counter
+	userNamespaces, userNamespaceErrors           prometheus.Counter
 
 	probes        *prometheus.CounterVec
 	probeDuration *prometheus.HistogramVec
@@ -107,8 +107,8 @@ func (e *Events) runtime() {
 	e.sandboxErrors = e.counters("run_podsandbox_errors_total", "Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.", "runtime_handler")
 	e.podsStarted = e.counter("started_pods_total", "Cumulative number of pods started")
 	e.podsStartErrors = e.counter("started_pods_errors_total", "Cumulative number of errors when starting pods")
-	e.userNamespacedStarted = e.counter("started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.")
-	e.userNamespacedStartErrors = e.counter("started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
+	e.userNamespaces = e.counter("started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.")
+	e.userNamespaceErrors = e.counter("started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
 	e.relist = e.histogram("pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", prometheus.DefBuckets)
 	e.relistInterval = e.histogram("pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", prometheus.DefBuckets)
 	e.podRelist = e.histogram("pleg_pod_relist_duration_seconds", "Duration in seconds for relisting a single pod in PLEG.", prometheus.DefBuckets)
@@ -202,17 +202,12 @@ func (e *Events) called(call string, req any, took time.Duration, err error) {
 	}
 	e.sandboxDuration.WithLabelValues(r.GetRuntimeHandler()).Observe(took.Seconds())
 	e.podsStarted.Inc()
-	users := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
-	namespaced := users != nil && users.GetMode() == runtimeapi.NamespaceMode_POD
-	if namespaced {
-		e.userNamespacedStarted.Inc()
+	if users := r.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); users != nil && users.Mode == runtimeapi.NamespaceMode_POD {
+		e.userNamespaces.Inc()
 	}
 	if failed {
 		e.sandboxErrors.WithLabelValues(r.GetRuntimeHandler()).Inc()
 		e.podsStartErrors.Inc()
-		if namespaced {
-			e.userNamespacedStartErrors.Inc()
-		}
 	}
 }
 

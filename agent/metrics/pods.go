@@ -65,20 +65,18 @@ func (e *Events) PodChanged(before, after *v1.Pod, seen time.Time) {
 	if before.Status.Phase == v1.PodPending && after.Status.Phase == v1.PodRunning && !seen.IsZero() {
 		e.pods.start.Observe(time.Since(seen).Seconds())
 	}
-	e.ended(initContainer, before.Status.InitContainerStatuses, after.Status.InitContainerStatuses)
-	e.ended(appContainer, before.Status.ContainerStatuses, after.Status.ContainerStatuses)
-	e.ended(ephemeralContainer, before.Status.EphemeralContainerStatuses, after.Status.EphemeralContainerStatuses)
 }
 
-// ended counts each container that was not seen to have ended before
-// (pkg/kubelet/status/status_manager.go, updateStatusInternal).
-func (e *Events) ended(kind string, before, after []v1.ContainerStatus) {
-	for i := range after {
-		end := after[i].State.Terminated
-		if end == nil || slices.ContainsFunc(before, func(c v1.ContainerStatus) bool { return c.Name == after[i].Name && c.State.Terminated != nil }) {
-			continue
-		}
-		e.pods.terminated.WithLabelValues(kind, strconv.Itoa(int(end.ExitCode)), end.Reason).Inc()
+// ContainerEnded counts a container that has ended: kind is "container",
+// "init_container" or "ephemeral_container".
+func (e *Events) ContainerEnded(kind string, how *v1.ContainerStateTerminated) {
+	e.pods.terminated.WithLabelValues(kind, strconv.Itoa(int(how.ExitCode)), how.Reason).Inc()
+}
+
+// PodNotStarted counts a pod of which something could not be started.
+func (e *Events) PodNotStarted(pod *v1.Pod) {
+	if users := pod.Spec.HostUsers; users != nil && !*users {
+		e.userNamespaceErrors.Inc()
 	}
 }
 

@@ -33,8 +33,14 @@ const KubeletVersion = "v1.36.3"
 
 // Config of a Registrar.
 type Config struct {
+	// Client is for this alone: nothing else that the agent asks of the API
+	// server may hold up the word that the node is alive. Its requests end after a
+	// time.
 	Client kubernetes.Interface
-	Name   string
+	// Unreachable is called when the lease could not be renewed several times in
+	// a row: connections may hang. nil: nobody wants to know.
+	Unreachable func()
+	Name        string
 	// Labels, Annotations and Taints are given to a node that registers.
 	// Labels of a node that exists already are its cluster's, but for those
 	// that say what the host is.
@@ -347,7 +353,7 @@ func (r *Registrar) event(reason string) {
 // heartbeat renews the node's lease, which tells the cluster that it is alive.
 func (r *Registrar) heartbeat(ctx context.Context) error {
 	renew := time.Duration(float64(r.config.Lease) * leaseFraction)
-	lease.NewController(clock.RealClock{}, r.config.Client, r.config.Name, int32(r.config.Lease/time.Second), nil, renew,
+	lease.NewController(clock.RealClock{}, r.config.Client, r.config.Name, int32(r.config.Lease/time.Second), r.config.Unreachable, renew,
 		r.config.Name, v1.NamespaceNodeLease, r.own).Run(ctx)
 	return ctx.Err()
 }

@@ -33,6 +33,7 @@ type world struct {
 	calls   []string // verbs on nodes
 	fail    map[string]error
 	events  []string
+	reset   int // connections were closed
 }
 
 func facts() Facts {
@@ -77,7 +78,8 @@ func inWorld(t *testing.T, register bool, before func(w *world), test func(w *wo
 				defer w.mu.Unlock()
 				w.events = append(w.events, eventType+" "+reason+": "+message)
 			},
-			Log: slog.New(slog.DiscardHandler),
+			Unreachable: func() { w.change(func() { w.reset++ }) },
+			Log:         slog.New(slog.DiscardHandler),
 		})
 		before(w)
 		ctx, end := context.WithCancel(t.Context())
@@ -407,6 +409,21 @@ func TestAddressesAreTheCloudProvidersOnceThereAreSome(t *testing.T) {
 			t.Errorf("%+v: %v", c, got)
 		}
 	}
+}
+
+func TestConnectionsAreClosedWhenTheLeaseCannotBeRenewed(t *testing.T) {
+	inWorld(t, true, nothing, func(w *world) {
+		w.client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return true, nil, context.DeadlineExceeded
+		})
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		w.change(func() {
+			if w.reset == 0 {
+				t.Error("nobody is told that the API server is out of reach")
+			}
+		})
+	})
 }
 
 func TestReadyIsTheLastOfTheNodesConditions(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,8 +166,8 @@ func TestARefusedTokenIsNoTroubleOfTheNetwork(t *testing.T) {
 func TestPodsAreToldWhenTheirTokensAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer()
-		told := 0
-		s, err := New(Config{Client: i, Log: slog.New(slog.DiscardHandler), Changed: func(types.UID) { told++ }})
+		var told atomic.Int32
+		s, err := New(Config{Client: i, Log: slog.New(slog.DiscardHandler), Changed: func(types.UID) { told.Add(1) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,19 +179,21 @@ func TestPodsAreToldWhenTheirTokensAge(t *testing.T) {
 		s.Register(pod)
 		time.Sleep(tick + time.Second)
 		synctest.Wait()
-		if told != 1 {
+		if told := told.Load(); told != 1 {
 			t.Errorf("told %d times of a token from before a restart, want once", told)
 		}
 		if _, err := s.Token(t.Context(), pod, wanted(pod)); err != nil {
 			t.Fatal(err)
 		}
-		told = 0
+		told.Store(0)
 		time.Sleep(7 * time.Minute)
-		if synctest.Wait(); told != 0 {
+		synctest.Wait()
+		if told := told.Load(); told != 0 {
 			t.Errorf("told %d times of a young token", told)
 		}
 		time.Sleep(3 * time.Minute)
-		if synctest.Wait(); told == 0 {
+		synctest.Wait()
+		if told.Load() == 0 {
 			t.Error("not told of an old token")
 		}
 		if _, err := s.Token(t.Context(), pod, wanted(pod)); err != nil {
@@ -200,9 +203,10 @@ func TestPodsAreToldWhenTheirTokensAge(t *testing.T) {
 		if n := len(s.tokens.known); n != 0 {
 			t.Errorf("%d tokens are kept of a pod that is gone", n)
 		}
-		told = 0
+		told.Store(0)
 		time.Sleep(time.Hour)
-		if synctest.Wait(); told != 0 {
+		synctest.Wait()
+		if told := told.Load(); told != 0 {
 			t.Error("a pod that is gone was told")
 		}
 	})

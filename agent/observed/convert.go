@@ -73,6 +73,9 @@ func annotated(c *runtimeapi.ContainerStatus, out *Container) {
 	if d, err := time.ParseDuration(c.GetAnnotations()[podspec.AnnotationBackoff]); err == nil {
 		out.Backoff = d
 	}
+	if n, err := strconv.ParseUint(c.GetAnnotations()[podspec.AnnotationRound], 10, 32); err == nil {
+		out.Round = uint32(n)
+	}
 	if path := c.GetAnnotations()[podspec.AnnotationTerminationMessagePath]; path != "" {
 		for _, m := range c.GetMounts() {
 			if m.GetContainerPath() == path {

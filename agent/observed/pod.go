@@ -80,6 +80,9 @@ type Container struct {
 	// Backoff is the delay that was in force when this container was created:
 	// what the next restart doubles.
 	Backoff time.Duration
+	// Round counts how often all containers of the pod had been started anew
+	// when this one was created (agent/plan, Round).
+	Round uint32
 	// LogPath is the container's log file.
 	LogPath string
 	// TerminationLog is the host's path of the file behind terminationMessagePath.

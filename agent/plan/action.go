@@ -8,6 +8,7 @@
 //	stop.go     a pod that shall stop: who is killed, in which order
 //	resize.go   resources of containers that run
 //	restart.go  restart policies and the crash-loop back-off
+//	round.go    a container whose end restarts all containers of its pod
 //	prune.go    dead containers and sandboxes that nobody needs any more
 package plan
 
@@ -41,6 +42,7 @@ type StartContainer struct {
 	Container *v1.Container
 	Init      bool
 	Attempt   uint32
+	Round     uint32 // see Round; it is recorded with the container
 	// Target is the ID of the container whose processes an ephemeral container
 	// sees; empty: it sees its own.
 	Target string

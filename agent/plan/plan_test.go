@@ -123,6 +123,17 @@ func TestRestartPolicies(t *testing.T) {
 	}
 }
 
+func TestAClockThatIsSetBackDoesNotHoldUpARestart(t *testing.T) {
+	w := newWorld(pod(v1.RestartPolicyAlways, "a")).settle().exit("a", 1, time.Second).settle().exit("a", 1, time.Second).settle()
+	if len(w.running()) != 0 || w.waiting["a"].Reason != CrashLoopBackOff {
+		t.Fatalf("it does not wait: %v", w.waiting)
+	}
+	w.now = w.now.Add(-time.Hour)
+	if w.settle(); len(w.running()) != 1 {
+		t.Errorf("it waits until %s, it is %s", w.wake, w.now)
+	}
+}
+
 func TestAContainersOwnRulesOverruleThePods(t *testing.T) {
 	p := pod(v1.RestartPolicyNever, "a")
 	p.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{

@@ -21,12 +21,17 @@ type Backoff struct{ Base, Max, ResetAfter time.Duration }
 var KubeletBackoff = Backoff{Base: 10 * time.Second, Max: 300 * time.Second, ResetAfter: 600 * time.Second}
 
 // next returns from when the container after prev may start, and the delay
-// that is then recorded with it.
-func (b Backoff) next(prev *observed.Container) (from time.Time, recorded time.Duration) {
+// that is then recorded with it. Where prev ended in the future the clock was set
+// back: nobody knows how long it has waited, and it waits no longer.
+func (b Backoff) next(prev *observed.Container, now time.Time) (from time.Time, recorded time.Duration) {
 	if prev.Backoff == 0 || prev.FinishedAt.Sub(prev.CreatedAt) > b.ResetAfter {
 		return prev.FinishedAt, b.Base
 	}
-	return prev.FinishedAt.Add(prev.Backoff), min(2*prev.Backoff, b.Max)
+	from = prev.FinishedAt.Add(prev.Backoff)
+	if prev.FinishedAt.After(now) {
+		from = now
+	}
+	return from, min(2*prev.Backoff, b.Max)
 }
 
 // nextAttempt is the restart count of the container of that name to be started
@@ -76,13 +81,12 @@ func Sidecar(c *v1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
 }
 
-// shouldRestart tells whether a container that exited is to be started again:
+// ShouldRestart tells whether a container that exited is to be started again:
 // by its own rules, else its own policy, else the pod's.
-func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
-	for _, rule := range c.RestartPolicyRules {
-		if rule.Action == v1.ContainerRestartRuleActionRestart && matches(rule.ExitCodes, exitCode) {
-			return true
-		}
+func ShouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool {
+	switch ruling(c, exitCode) {
+	case v1.ContainerRestartRuleActionRestart, v1.ContainerRestartRuleActionRestartAllContainers:
+		return true
 	}
 	policy := pod.Spec.RestartPolicy
 	if c.RestartPolicy != nil {
@@ -96,6 +100,17 @@ func shouldRestart(pod *v1.Pod, c *v1.Container, init bool, exitCode int32) bool
 	}
 	// Always, which for a plain init container means until it succeeds.
 	return !init || Sidecar(c) || exitCode != 0
+}
+
+// ruling is the action of the first of a container's rules that an exit code
+// matches; empty: none does.
+func ruling(c *v1.Container, exitCode int32) v1.ContainerRestartRuleAction {
+	for _, rule := range c.RestartPolicyRules {
+		if matches(rule.ExitCodes, exitCode) {
+			return rule.Action
+		}
+	}
+	return ""
 }
 
 func matches(on *v1.ContainerRestartRuleOnExitCodes, code int32) bool {

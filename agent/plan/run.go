@@ -38,6 +38,8 @@ type Input struct {
 	// agent runs.
 	Updated time.Time
 	Now     time.Time
+
+	round uint32 // see Round
 }
 
 // Past is the last run of a container before the host booted.
@@ -66,6 +68,7 @@ type Failure struct {
 // Run decides for a pod that shall run.
 func Run(in Input) Decision {
 	var d Decision
+	in.round = Round(in.Pod, in.Observed)
 	if f, ok := in.Failures[PodFailure]; ok && f.RetryAt.After(in.Now) {
 		d.wakeAt(f.RetryAt)
 		return d
@@ -76,6 +79,9 @@ func Run(in Input) Decision {
 		return d
 	}
 	stopOlder(in, &d)
+	if endRound(in, &d) {
+		return d
+	}
 	r := run{in: in, sandbox: sandbox.ID, d: &d}
 	if r.initContainers() {
 		d.Complete = r.containers()
@@ -123,10 +129,10 @@ func hadItsRun(in Input) bool {
 // started again.
 func endedForGood(in Input, c *v1.Container) bool {
 	if last := in.Observed.Container(c.Name); last != nil {
-		return last.State == observed.Exited && !in.Restarts[last.ID] && !shouldRestart(in.Pod, c, false, last.ExitCode)
+		return last.State == observed.Exited && last.Round >= in.round && !in.Restarts[last.ID] && !ShouldRestart(in.Pod, c, false, last.ExitCode)
 	}
 	past := in.Past[c.Name]
-	return past.Exited && !shouldRestart(in.Pod, c, false, past.ExitCode)
+	return past.Exited && !ShouldRestart(in.Pod, c, false, past.ExitCode)
 }
 
 // run is one decision about the containers of a ready sandbox.
@@ -136,9 +142,10 @@ type run struct {
 	d       *Decision
 }
 
-// current returns the newest container of that name in the ready sandbox.
+// current returns the newest container of that name in the ready sandbox and of
+// the pod's round.
 func (r *run) current(name string) *observed.Container {
-	if c := r.in.Observed.Container(name); c != nil && c.SandboxID == r.sandbox {
+	if c := r.in.Observed.Container(name); c != nil && c.SandboxID == r.sandbox && c.Round >= r.in.round {
 		return c
 	}
 	return nil
@@ -164,7 +171,7 @@ func (r *run) initContainers() bool {
 		case begun:
 			// Its work is done: containers of this sandbox exist already.
 		case cur != nil && cur.State == observed.Exited && cur.ExitCode == 0 && !r.in.Restarts[cur.ID]:
-		case cur != nil && cur.State == observed.Exited && !shouldRestart(pod, c, true, cur.ExitCode):
+		case cur != nil && cur.State == observed.Exited && !ShouldRestart(pod, c, true, cur.ExitCode):
 			r.d.Complete = true // it failed, and nothing may start it again
 			return false
 		default:
@@ -308,13 +315,13 @@ func (r *run) start(c *v1.Container, init bool) {
 		r.d.wait(c.Name, f.Waiting, f.RetryAt)
 		return
 	}
-	a := StartContainer{Container: c, Init: init, Attempt: nextAttempt(r.in, c.Name)}
+	a := StartContainer{Container: c, Init: init, Attempt: nextAttempt(r.in, c.Name), Round: r.in.round}
 	if r.in.RestartLimit != nil && restartsWith(r.in, a) > *r.in.RestartLimit {
 		r.d.Failed = &Waiting{Reason: "BackoffLimitExceeded", Message: "Job has reached the specified backoff limit"}
 		return
 	}
-	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && !changed(c, last) {
-		from, delay := r.in.Backoff.next(last)
+	if last := r.in.Observed.Container(c.Name); last != nil && last.State == observed.Exited && last.Round >= r.in.round && !changed(c, last) {
+		from, delay := r.in.Backoff.next(last, r.in.Now)
 		if from.After(r.in.Now) {
 			r.d.wait(c.Name, crashLoop(r.in.Pod, c.Name, last.Backoff), from)
 			return

@@ -82,7 +82,7 @@ func (w *world) do(a Action) {
 		w.ids++
 		c := observed.Container{
 			ID: fmt.Sprintf("c%d", w.ids), SandboxID: w.obs.Sandboxes[0].ID, Name: a.Container.Name, Attempt: a.Attempt,
-			State: observed.Running, CreatedAt: w.now, StartedAt: w.now, Backoff: a.Backoff,
+			State: observed.Running, CreatedAt: w.now, StartedAt: w.now, Backoff: a.Backoff, Round: a.Round,
 		}
 		w.obs.Containers = append([]observed.Container{c}, w.obs.Containers...)
 	case KillContainer:

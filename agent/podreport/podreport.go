@@ -56,10 +56,12 @@ const (
 	parallel       = 4
 	requestTimeout = 30 * time.Second
 	longestPause   = 30 * time.Second
-	// hold is how long a status waits that says no more than that a pod is on
-	// its way. Most pods run before it is over, and need one request in place of
-	// three: in a burst the API server has its hands full.
-	hold = 500 * time.Millisecond
+	// A status that says no more than that a pod is on its way waits, the longer
+	// the more pods are on theirs. Most of them run before it is over, and need
+	// one request in place of three: in a burst the API server has its hands full.
+	hold     = 500 * time.Millisecond
+	holdEach = 50 * time.Millisecond
+	holdMost = 5 * time.Second
 )
 
 // Reporter is the only one that writes the status of this node's pods.
@@ -69,13 +71,17 @@ type Reporter struct {
 
 	mu   sync.Mutex
 	pods map[types.UID]*pod
+	// onTheirWay counts the pods whose report says that they are.
+	onTheirWay int
 }
 
 // pod is what is known of one. Its sent and gone belong to who works on it.
 type pod struct {
 	report worker.Report
-	seen   *v1.Pod // the object that was last compared
-	sent   *v1.Pod // what the API server made of seen when it was told last
+	// onItsWay, of the report: all containers are about to start.
+	onItsWay bool
+	seen     *v1.Pod // the object that was last compared
+	sent     *v1.Pod // what the API server made of seen when it was told last
 	// gone is the object that was let go. It is there until its finalizers are
 	// done, and until the watch has told that it is not.
 	gone types.UID
@@ -112,20 +118,33 @@ func (r *Reporter) Report(report worker.Report) {
 		p = &pod{}
 		r.pods[uid] = p
 	}
+	r.count(p, onItsWay(report.Pod))
 	p.report = report
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
+	r.enqueue(p)
 	r.mu.Unlock()
-	r.enqueue(report.Pod)
 }
 
-func (r *Reporter) enqueue(pod *v1.Pod) {
-	if onItsWay(pod) {
-		r.queue.AddAfter(pod.UID, hold)
+// count notes whether a pod is on its way. Its caller holds mu.
+func (r *Reporter) count(p *pod, onItsWay bool) {
+	switch {
+	case onItsWay && !p.onItsWay:
+		r.onTheirWay++
+	case !onItsWay && p.onItsWay:
+		r.onTheirWay--
+	}
+	p.onItsWay = onItsWay
+}
+
+// enqueue has a pod compared. Its caller holds mu.
+func (r *Reporter) enqueue(p *pod) {
+	if p.onItsWay {
+		r.queue.AddAfter(p.report.Pod.UID, min(hold+time.Duration(r.onTheirWay-1)*holdEach, holdMost))
 		return
 	}
-	r.queue.Add(pod.UID)
+	r.queue.Add(p.report.Pod.UID)
 }
 
 // onItsWay tells whether a pod's containers are about to start, all of them for
@@ -149,7 +168,7 @@ func (r *Reporter) PodsChanged() {
 	defer r.mu.Unlock()
 	for _, p := range r.pods {
 		if r.object(p.report.Pod) != p.seen {
-			r.enqueue(p.report.Pod)
+			r.enqueue(p)
 		}
 	}
 }
@@ -158,7 +177,10 @@ func (r *Reporter) PodsChanged() {
 func (r *Reporter) Forget(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.pods, uid)
+	if p := r.pods[uid]; p != nil {
+		r.count(p, false)
+		delete(r.pods, uid)
+	}
 }
 
 // Run writes until ctx ends, and returns its error.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -596,6 +597,37 @@ func TestAPodThatTakesLongerIsReportedMeanwhile(t *testing.T) {
 		w.wantCalls()
 		time.Sleep(time.Second)
 		w.wantCalls("patch web")
+	})
+}
+
+func TestTheMorePodsAreOnTheirWayTheLongerTheyWaitToSaySo(t *testing.T) {
+	inWorld(t, func(w *world) {
+		name := func(i int) string { return fmt.Sprintf("web-%d", i) }
+		for i := range 100 {
+			w.has(apiPod(name(i)))
+		}
+		w.watch()
+		for i := range 100 {
+			w.report(waiting(apiPod(name(i)), "ContainerCreating"), false)
+		}
+		time.Sleep(time.Second)
+		for i := range 100 {
+			w.report(is(apiPod(name(i)), v1.PodRunning), false)
+		}
+		time.Sleep(time.Minute)
+		w.mu.Lock()
+		if n := len(w.calls); n < 100 || n > 111 {
+			t.Errorf("%d requests, want one for each pod and another for the first few", n)
+		}
+		w.calls = nil
+		w.mu.Unlock()
+		w.watch()
+		// They are through: the next waits no longer than one alone.
+		w.has(apiPod("last"))
+		w.watch()
+		w.report(waiting(apiPod("last"), "ContainerCreating"), false)
+		time.Sleep(500 * time.Millisecond)
+		w.wantCalls("patch last")
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -22,6 +23,9 @@ import (
 type Source struct {
 	*apiwatch.Set[*v1.Pod]
 	changed chan struct{} // capacity one
+
+	mu   sync.Mutex
+	gone []*v1.Pod
 }
 
 // New prepares the watch of a node's pods. Client is of the core group.
@@ -29,7 +33,7 @@ func New(client cache.Getter, nodeName string, log *slog.Logger) *Source {
 	s := &Source{changed: make(chan struct{}, 1)}
 	s.Set = apiwatch.New(apiwatch.Config[*v1.Pod]{
 		Client: client, Resource: "pods", Selector: fields.OneTermEqualSelector("spec.nodeName", nodeName),
-		Example: &v1.Pod{}, Trim: mark, Changed: s.tell, Log: log,
+		Example: &v1.Pod{}, Trim: mark, Changed: s.tell, Gone: s.keep, Log: log,
 	})
 	return s
 }
@@ -37,6 +41,27 @@ func New(client cache.Getter, nodeName string, log *slog.Logger) *Source {
 // Changed receives after the pods have changed; several changes may be
 // reported once. It has one receiver.
 func (s *Source) Changed() <-chan struct{} { return s.changed }
+
+// keep remembers a pod that was deleted until TakeGone.
+func (s *Source) keep(pod *v1.Pod) {
+	if Mirror(pod) {
+		return
+	}
+	s.mu.Lock()
+	s.gone = append(s.gone, pod)
+	s.mu.Unlock()
+}
+
+// TakeGone returns pods that were deleted since the last call, as they were
+// last: a pod that is deleted by force is being deleted, and gone, at the same
+// moment, and how long it may take to end is in it and nowhere else.
+func (s *Source) TakeGone() []*v1.Pod {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	gone := s.gone
+	s.gone = nil
+	return gone
+}
 
 func (s *Source) tell() {
 	select {

@@ -65,3 +65,15 @@ func TestSeveralChangesAreToldOnce(t *testing.T) {
 		t.Errorf("told %v", told)
 	}
 }
+
+func TestADeletedPodIsToldOnceAsItWasLast(t *testing.T) {
+	s := New(client(t), "node", slog.New(slog.DiscardHandler))
+	s.keep(&v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", DeletionGracePeriodSeconds: new(int64)}})
+	s.keep(&v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "static", Annotations: map[string]string{manifest.AnnotationConfigMirror: "hash"}}})
+	if gone := s.TakeGone(); len(gone) != 1 || gone[0].Name != "web" || gone[0].DeletionGracePeriodSeconds == nil {
+		t.Errorf("gone are %v, want the pod that is no mirror", gone)
+	}
+	if gone := s.TakeGone(); len(gone) > 0 {
+		t.Errorf("%v are told again", gone)
+	}
+}

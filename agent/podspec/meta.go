@@ -33,6 +33,7 @@ const (
 	AnnotationDeletionGracePeriod      = "io.kubernetes.pod.deletionGracePeriod"  // seconds
 	AnnotationTerminationGracePeriod   = "io.kubernetes.pod.terminationGracePeriod"
 	AnnotationBackoff                  = "berth.io/backoff"
+	AnnotationRound                    = "berth.io/round"
 )
 
 func podLabels(pod *v1.Pod) map[string]string {
@@ -83,6 +84,9 @@ func containerAnnotations(c Container) (map[string]string, error) {
 	}
 	if c.Backoff != "" {
 		a[AnnotationBackoff] = c.Backoff
+	}
+	if c.Round > 0 {
+		a[AnnotationRound] = strconv.FormatUint(uint64(c.Round), 10)
 	}
 	return a, nil
 }

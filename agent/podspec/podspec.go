@@ -51,6 +51,7 @@ type Container struct {
 	// UserNamespace is the pod's, see Sandbox.
 	UserNamespace *runtimeapi.UserNamespace
 	Backoff       string // annotation berth.io/backoff; empty: none
+	Round         uint32 // annotation berth.io/round
 }
 
 // A ConfigError is the user's to mend and is reported as

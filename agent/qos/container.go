@@ -135,12 +135,19 @@ func containerUnified(pod *v1.Pod, container *v1.Container, node NodeInfo) map[s
 // LimitedSwap a burstable container that requests less memory than it may use
 // gets the part of the swap that it requests of the memory.
 func swapLimit(pod *v1.Pod, container *v1.Container, node NodeInfo) int64 {
-	request, limit := container.Resources.Requests.Memory(), container.Resources.Limits.Memory()
-	if node.Swap != LimitedSwap || isCritical(pod) || Class(pod) != v1.PodQOSBurstable ||
-		request.Cmp(*limit) == 0 || node.MemoryBytes <= 0 || request.Value() > node.MemoryBytes {
+	request := container.Resources.Requests.Memory()
+	if !node.Swaps(pod, container) || node.MemoryBytes <= 0 || request.Value() > node.MemoryBytes {
 		return 0
 	}
 	return int64(float64(request.Value()) / float64(node.MemoryBytes) * float64(node.SwapBytes))
+}
+
+// Swaps tells whether a container may swap (kubelet:
+// kuberuntime/kuberuntime_container_linux.go, GetContainerSwapBehavior).
+func (n NodeInfo) Swaps(pod *v1.Pod, container *v1.Container) bool {
+	request, limit := container.Resources.Requests.Memory(), container.Resources.Limits.Memory()
+	return n.Swap == LimitedSwap && n.CgroupV2 && n.SwapLimits && !isCritical(pod) &&
+		Class(pod) == v1.PodQOSBurstable && request.Cmp(*limit) != 0
 }
 
 func addMemoryQoS(unified map[string]string, pod *v1.Pod, container *v1.Container, config MemoryQoS) {

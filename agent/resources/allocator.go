@@ -3,22 +3,23 @@
 // which are agent/qos's.
 //
 //	allocator.go  admits pods: everything they ask for, or nothing
+//	asking.go     admits pods for which device plugins are asked
 //	container.go  what a container's configuration gets of it
 //	sync.go       brings running containers to the CPUs that all share
 //	machine       what the machine has; the node's capacity
 //	numa          on which NUMA nodes: the topology manager
 //	cpus, memory  the static policies, pure, with their state files
 //	devices       device plugins
+//	dra           devices of ResourceClaims
 //	pluginwatch   registration of plugins of all kinds
 //	podresources  the PodResources API
 //
-// The agent calls Admit before a pod's first container, Apply and PreStart before
+// The agent calls Admit or AdmitAsking before a pod's first container, Apply and PreStart before
 // each container is created, and runs Run. A restarted agent finds everything in
 // the state files: pods that run are not admitted again.
 package resources
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -82,11 +83,14 @@ type Allocator struct {
 	runtime Runtime
 	poke    chan struct{}
 
-	// admitting is held while it is decided who gets what, plugins being asked
-	// included. mu is held for a moment only.
-	admitting   sync.Mutex
+	// turns are taken by pods that ask plugins, for as long as those take.
+	// deciding is held while it is decided who gets what, without anybody being
+	// waited for but the disk. mu is held for a moment only.
+	turns       turns
+	deciding    sync.Mutex
 	admissions  atomic.Uint64 // so far
 	mu          sync.Mutex
+	changes     uint64 // of the states, so far
 	cpuState    cpus.State
 	memoryState memory.State
 
@@ -168,34 +172,32 @@ func (a *Allocator) startMemory() (err error) {
 
 // drafts is a change to all resources that is not yet in force.
 type drafts struct {
-	devices *devices.Draft
+	devices *devices.Draft // nil: the pod asks for none
 	cpus    *cpus.Draft
 	memory  *memory.Draft
+	after   uint64 // the changes of the states before it
 }
 
-// Admit gives the pod's containers all they are to have to themselves, or gives
-// nothing and says why. Pods are those that hold resources: all that run or may
-// still run, those that are being ended included; what others had is taken back.
-// Asked again for a pod that has its resources, it changes nothing.
-func (a *Allocator) Admit(ctx context.Context, pod *v1.Pod, pods []*v1.Pod) *Rejection {
-	a.admitting.Lock()
-	defer a.admitting.Unlock()
+// Admit gives the containers of a pod that does not Ask all they are to have to
+// themselves, or gives nothing and says why. Pods are those that hold resources:
+// all that run or may still run, those that are being ended or admitted included;
+// what others had is taken back. Asked again for a pod that has its resources, it
+// changes nothing. It waits for nobody.
+func (a *Allocator) Admit(pod *v1.Pod, pods []*v1.Pod) *Rejection {
+	a.deciding.Lock()
+	defer a.deciding.Unlock()
 	a.admissions.Add(1)
 	if err := a.keep(append(pods[:len(pods):len(pods)], pod)); err != nil {
 		return rejected(err)
 	}
 	d := a.draft()
-	d.devices = a.plugins.Draft(ctx, pod)
 	began := time.Now()
 	rejection := a.allocate(d, pod)
 	a.config.Counts.Aligned(time.Since(began), rejection != nil)
 	if rejection != nil {
 		return rejection
 	}
-	if err := a.commit(d); err != nil {
-		return rejected(err)
-	}
-	return nil
+	return rejected(a.commit(d))
 }
 
 // states are who has what now.
@@ -207,13 +209,14 @@ func (a *Allocator) states() (cpus.State, memory.State) {
 
 // draft starts a change of CPUs and memory.
 func (a *Allocator) draft() drafts {
-	var d drafts
-	cpuState, memoryState := a.states()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d := drafts{after: a.changes}
 	if a.cpus != nil {
-		d.cpus = a.cpus.Draft(cpuState)
+		d.cpus = a.cpus.Draft(a.cpuState)
 	}
 	if a.memory != nil {
-		d.memory = a.memory.Draft(memoryState)
+		d.memory = a.memory.Draft(a.memoryState)
 	}
 	return d
 }
@@ -256,7 +259,10 @@ func (d drafts) hints(align *numa.Aligner, pod *v1.Pod, c *v1.Container) []numa.
 	if align.Policy() == numa.PolicyNone {
 		return nil
 	}
-	hints := []numa.Hints{d.devices.Hints(pod, c)}
+	var hints []numa.Hints
+	if d.devices != nil {
+		hints = append(hints, d.devices.Hints(pod, c))
+	}
 	if d.cpus != nil {
 		hints = append(hints, d.cpus.Hints(pod, c))
 	}
@@ -270,7 +276,10 @@ func (d drafts) podHints(align *numa.Aligner, pod *v1.Pod) []numa.Hints {
 	if align.Policy() == numa.PolicyNone {
 		return nil
 	}
-	hints := []numa.Hints{d.devices.PodHints(pod)}
+	var hints []numa.Hints
+	if d.devices != nil {
+		hints = append(hints, d.devices.PodHints(pod))
+	}
 	if d.cpus != nil {
 		hints = append(hints, d.cpus.PodHints(pod))
 	}
@@ -281,8 +290,10 @@ func (d drafts) podHints(align *numa.Aligner, pod *v1.Pod) []numa.Hints {
 }
 
 func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint, counts Counts) error {
-	if err := d.devices.Allocate(pod, c, hint.Nodes); err != nil {
-		return err
+	if d.devices != nil {
+		if err := d.devices.Allocate(pod, c, hint.Nodes); err != nil {
+			return err
+		}
 	}
 	if d.cpus != nil {
 		pins := d.cpus.Pins(pod, c)
@@ -305,8 +316,11 @@ func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint, counts Co
 	return err
 }
 
-// rejected puts an error into the kubelet's words.
+// rejected puts an error into the kubelet's words; nil for none.
 func rejected(err error) *Rejection {
+	if err == nil {
+		return nil
+	}
 	var named interface {
 		error
 		Reason() string
@@ -349,6 +363,7 @@ func (a *Allocator) save(cpuState cpus.State, memoryState memory.State) error {
 		}
 		a.mu.Lock()
 		a.cpuState = cpuState
+		a.changes++
 		a.mu.Unlock()
 		a.Poke()
 	}
@@ -358,6 +373,7 @@ func (a *Allocator) save(cpuState cpus.State, memoryState memory.State) error {
 		}
 		a.mu.Lock()
 		a.memoryState = memoryState
+		a.changes++
 		a.mu.Unlock()
 	}
 	return nil

@@ -108,7 +108,7 @@ func TestCPUsAndMemoryComeFromOneNode(t *testing.T) {
 	a, _ := allocator(t, config(t.TempDir(), numa.PolicySingleNode, ""))
 	first, second := pod("1", container("c", "2", "100Mi")), pod("2", container("c", "3", "100Mi"))
 	for _, p := range []*v1.Pod{first, second} {
-		if r := a.Admit(context.Background(), p, []*v1.Pod{first}); r != nil {
+		if r := a.Admit(p, []*v1.Pod{first}); r != nil {
 			t.Fatal(r)
 		}
 	}
@@ -119,7 +119,7 @@ func TestCPUsAndMemoryComeFromOneNode(t *testing.T) {
 		t.Errorf("second: %v", got)
 	}
 	shared := pod("3", container("c", "500m", "100Mi"))
-	if r := a.Admit(context.Background(), shared, []*v1.Pod{first, second}); r != nil {
+	if r := a.Admit(shared, []*v1.Pod{first, second}); r != nil {
 		t.Fatal(r)
 	}
 	if got := applied(a, shared, 0); got.CpusetCpus != "0,3,7" || got.CpuQuota != 200_000 {
@@ -147,13 +147,13 @@ func TestRejectionsAreInTheKubeletsWords(t *testing.T) {
 		"half a core": {pod("2", container("c", "3", "100Mi")),
 			Rejection{"SMTAlignmentError", "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2"}},
 	} {
-		if r := a.Admit(context.Background(), test.pod, nil); r == nil || *r != test.want {
+		if r := a.Admit(test.pod, nil); r == nil || *r != test.want {
 			t.Errorf("%s: got %v", name, r)
 		}
 	}
 	plain, _ := allocator(t, config(t.TempDir(), numa.PolicyNone, ""))
 	want := Rejection{"UnexpectedAdmissionError", "Allocate failed due to not enough cpus available to satisfy request: requested=8, available=7, which is unexpected"}
-	if r := plain.Admit(context.Background(), pod("1", container("c", "8", "1Mi")), nil); r == nil || *r != want {
+	if r := plain.Admit(pod("1", container("c", "8", "1Mi")), nil); r == nil || *r != want {
 		t.Errorf("too many CPUs: %v", r)
 	}
 }
@@ -162,10 +162,10 @@ func TestAPodThatIsRefusedHasNothing(t *testing.T) {
 	for _, scope := range []string{numa.ScopeContainer, numa.ScopePod} {
 		a, _ := allocator(t, config(t.TempDir(), numa.PolicyBestEffort, scope))
 		// The memory of the second container does not fit: the first one's CPUs go back.
-		if r := a.Admit(context.Background(), pod("1", container("a", "2", "100Mi"), container("b", "2", "9Gi")), nil); r == nil {
+		if r := a.Admit(pod("1", container("a", "2", "100Mi"), container("b", "2", "9Gi")), nil); r == nil {
 			t.Fatal("admitted")
 		}
-		if r := a.Admit(context.Background(), pod("2", container("c", "7", "100Mi")), nil); r != nil {
+		if r := a.Admit(pod("2", container("c", "7", "100Mi")), nil); r != nil {
 			t.Errorf("scope %s: %v", scope, r)
 		}
 	}
@@ -174,13 +174,13 @@ func TestAPodThatIsRefusedHasNothing(t *testing.T) {
 func TestThePodScopeKeepsContainersTogether(t *testing.T) {
 	a, _ := allocator(t, config(t.TempDir(), numa.PolicySingleNode, numa.ScopePod))
 	p := pod("1", container("a", "2", "100Mi"), container("b", "2", "100Mi"))
-	if r := a.Admit(context.Background(), p, nil); r != nil {
+	if r := a.Admit(p, nil); r != nil {
 		t.Fatal(r)
 	}
 	if x, y := applied(a, p, 0), applied(a, p, 1); x.CpusetMems != "1" || y.CpusetMems != "1" || x.CpusetCpus != "4-5" || y.CpusetCpus != "6-7" {
 		t.Errorf("got %v and %v", x, y)
 	}
-	if r := a.Admit(context.Background(), pod("2", container("a", "2", "10Mi"), container("b", "3", "10Mi")), []*v1.Pod{p}); r == nil || r.Reason != "TopologyAffinityError" {
+	if r := a.Admit(pod("2", container("a", "2", "10Mi"), container("b", "3", "10Mi")), []*v1.Pod{p}); r == nil || r.Reason != "TopologyAffinityError" {
 		t.Errorf("five CPUs on one node of four: %v", r)
 	}
 }
@@ -205,7 +205,7 @@ func TestContainersThatRunFollowTheSharedCPUs(t *testing.T) {
 	}
 	sync(map[string]string{"s": "0-7"}, 1)
 	sync(nil, 1)
-	if rejection := a.Admit(context.Background(), own, w.Pods); rejection != nil {
+	if rejection := a.Admit(own, w.Pods); rejection != nil {
 		t.Fatal(rejection)
 	}
 	if len(a.poke) != 1 {
@@ -216,7 +216,7 @@ func TestContainersThatRunFollowTheSharedCPUs(t *testing.T) {
 	w = World{Pods: []*v1.Pod{shared}, Running: []Running{{"s", "1", "c"}}}
 	sync(map[string]string{"s": "0-7"}, 4)
 	// Nothing is taken back before the pods are known.
-	if rejection := a.Admit(context.Background(), own, w.Pods); rejection != nil {
+	if rejection := a.Admit(own, w.Pods); rejection != nil {
 		t.Fatal(rejection)
 	}
 	w = World{Running: []Running{{"s", "1", "c"}}}
@@ -234,7 +234,7 @@ func TestTheMemoryOfInitContainersGoesBackOnceTheyHaveEnded(t *testing.T) {
 	a, _ := allocator(t, config(t.TempDir(), numa.PolicyNone, ""))
 	p := pod("1", container("app", "1", "100Mi"))
 	p.Spec.InitContainers = []v1.Container{container("first", "1", "500Mi")}
-	if r := a.Admit(context.Background(), p, nil); r != nil {
+	if r := a.Admit(p, nil); r != nil {
 		t.Fatal(r)
 	}
 	big := pod("2", container("c", "1", "800Mi"))
@@ -263,7 +263,7 @@ func TestTheMemoryOfInitContainersGoesBackOnceTheyHaveEnded(t *testing.T) {
 	if got := free(); got != before+400<<20 {
 		t.Errorf("free: %d, want %d", got, before+400<<20)
 	}
-	if r := a.Admit(context.Background(), big, []*v1.Pod{p}); r != nil {
+	if r := a.Admit(big, []*v1.Pod{p}); r != nil {
 		t.Error(r)
 	}
 }
@@ -274,7 +274,7 @@ func TestARestartedAgentGivesTheSameAnswer(t *testing.T) {
 	var pods []*v1.Pod
 	for i := range 3 {
 		p := pod(fmt.Sprint(i), container("a", "1", "50Mi"), container("b", "1", "60Mi"))
-		if r := a.Admit(context.Background(), p, pods); r != nil {
+		if r := a.Admit(p, pods); r != nil {
 			t.Fatal(r)
 		}
 		pods = append(pods, p)
@@ -286,7 +286,7 @@ func TestARestartedAgentGivesTheSameAnswer(t *testing.T) {
 				t.Errorf("pod %s: %v, before %v", p.UID, got, want)
 			}
 		}
-		if rejection := again.Admit(context.Background(), p, pods); rejection != nil {
+		if rejection := again.Admit(p, pods); rejection != nil {
 			t.Errorf("admitted again: %v", rejection)
 		}
 	}
@@ -323,7 +323,7 @@ func TestWithoutPoliciesNothingIsGivenButTheFilesAreThere(t *testing.T) {
 	c.CPUs, c.Memory = cpus.Config{}, memory.Config{}
 	a, r := allocator(t, c)
 	p := pod("1", container("c", "2", "1Mi"))
-	if rejection := a.Admit(context.Background(), p, nil); rejection != nil {
+	if rejection := a.Admit(p, nil); rejection != nil {
 		t.Fatal(rejection)
 	}
 	if got := applied(a, p, 0); got.CpusetCpus != "" || got.CpusetMems != "" || got.CpuQuota != 200_000 {

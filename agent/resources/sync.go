@@ -120,12 +120,11 @@ func (a *Allocator) update(ctx context.Context, id, cpus string) error {
 // takeBack releases what pods had that are gone, and the memory of init
 // containers once a later container of their pod runs.
 func (a *Allocator) takeBack(w World) error {
-	// A pod that is being admitted now may wait for a plugin; what can be taken
-	// back is taken back by Admit, or the next time.
-	if w.Pods == nil || !a.admitting.TryLock() {
+	if w.Pods == nil {
 		return nil
 	}
-	defer a.admitting.Unlock()
+	a.deciding.Lock()
+	defer a.deciding.Unlock()
 	if w.admissions != nil && *w.admissions != a.admissions.Load() {
 		a.Poke() // a pod that was admitted since is not among them
 		return nil

@@ -90,6 +90,18 @@ func TestWhatWasAdoptedIsNoChange(t *testing.T) {
 	}
 }
 
+func TestAPhaseIsNotTerminalWhileThePodHoldsClaims(t *testing.T) {
+	in := input(v1.RestartPolicyNever, phase.Terminating, exited("a", 0), exited("b", 0))
+	in.Previous.Phase, in.HoldsClaims = v1.PodRunning, true
+	if got := Of(in).Phase; got != v1.PodRunning {
+		t.Errorf("%s although it holds claims", got)
+	}
+	in.HoldsClaims = false
+	if got := Of(in).Phase; got != v1.PodSucceeded {
+		t.Errorf("%s with its claims given back", got)
+	}
+}
+
 func TestAPhaseIsNotTerminalWhileAnythingRuns(t *testing.T) {
 	in := input(v1.RestartPolicyNever, phase.Running, exited("init", 1), running("side"))
 	always := v1.ContainerRestartPolicyAlways

@@ -8,6 +8,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/plan"
 )
 
@@ -21,6 +22,9 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		podReady(in, s),
 		containersReady(in, s),
 		{Type: v1.PodScheduled, Status: v1.ConditionTrue},
+	}
+	if plan.MayRestartAll(in.Pod) {
+		own = append(own, restarting(in, s))
 	}
 	own = append(own, in.Disruption...)
 	for i := range own {
@@ -43,7 +47,7 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 // whoever set them.
 var own = []v1.PodConditionType{
 	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
-	v1.PodResizePending, v1.PodResizeInProgress,
+	v1.PodResizePending, v1.PodResizeInProgress, v1.AllContainersRestarting,
 }
 
 // Adopt returns the node's status with what others have written into the API
@@ -77,6 +81,23 @@ func foreign(from, to *v1.PodStatus) {
 	to.ResourceClaimStatuses = from.ResourceClaimStatuses
 	to.ExtendedResourceClaimStatus = from.ExtendedResourceClaimStatus
 	to.NodeAllocatableResourceClaimStatuses = from.NodeAllocatableResourceClaimStatuses
+}
+
+// restarting tells that all containers of the pod are being restarted, until the
+// first of them is there again (pkg/kubelet/status/generate.go,
+// GenerateAllContainersRestartingCondition).
+func restarting(in Input, s *v1.PodStatus) v1.PodCondition {
+	c := v1.PodCondition{Type: v1.AllContainersRestarting, Status: v1.ConditionFalse}
+	again := slices.ContainsFunc(in.Observed.Containers, func(o observed.Container) bool { return o.Round == in.round })
+	switch {
+	case s.Phase == v1.PodSucceeded:
+		c.Reason = "PodCompleted"
+	case s.Phase == v1.PodFailed:
+		c.Reason = "PodFailed"
+	case in.round > 0 && !again:
+		c.Status, c.Reason, c.Message = v1.ConditionTrue, "RestartAllContainersStarted", "container exited with restart policy rule"
+	}
+	return c
 }
 
 func initialized(in Input, s *v1.PodStatus) v1.PodCondition {

@@ -29,7 +29,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 	s.Resources = resources(in, spec, cur)
 	s.AllocatedResources = spec.Resources.Requests.DeepCopy()
 	if in.Health != nil {
-		s.AllocatedResourcesStatus = in.Health(string(in.Pod.UID), spec.Name)
+		s.AllocatedResourcesStatus = in.Health(in.Pod, spec.Name)
 	}
 	if cur.Image != "" {
 		s.Image = cur.Image
@@ -50,6 +50,7 @@ func container(in Input, spec *v1.Container, init bool) v1.ContainerStatus {
 // ephemeral is an ephemeral container's status. It is never ready, and the
 // kubelet says nothing of whether it has started.
 func ephemeral(in Input, spec *v1.EphemeralContainer) v1.ContainerStatus {
+	in.round = 0 // it is in none
 	s := container(in, (*v1.Container)(&spec.EphemeralContainerCommon), false)
 	s.Ready, s.Started = false, nil
 	return s
@@ -64,6 +65,9 @@ func state(in Input, cur *observed.Container, s *v1.ContainerStatus) {
 		return
 	case observed.Exited:
 		w, held := in.Waiting[cur.Name]
+		if !held && cur.Round < in.round {
+			w, held = restartingAll, true
+		}
 		if !held || in.Phase >= phase.Terminating {
 			s.State.Terminated = terminated(in, cur)
 			return
@@ -73,6 +77,12 @@ func state(in Input, cur *observed.Container, s *v1.ContainerStatus) {
 		return
 	}
 	s.State.Waiting = waiting(in, cur.Name)
+}
+
+// restartingAll is the kubelet's word on a container that waits for its turn
+// after another's end has restarted all of them (pkg/kubelet/kubelet_pods.go).
+var restartingAll = plan.Waiting{
+	Reason: "RestartingAllContainers", Message: "The container is removed because RestartAllContainers in place",
 }
 
 func ready(in Input, spec *v1.Container, cur *observed.Container, init bool, s *v1.ContainerStatus) {

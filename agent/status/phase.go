@@ -17,9 +17,9 @@ func podPhase(in Input, s *v1.PodStatus) v1.PodPhase {
 		return v1.PodFailed
 	}
 	p := livePhase(in, s)
-	if terminal(p) && in.Phase < phase.Terminated && anyRunning(s) {
-		// Others take a terminal phase for the word that nothing runs any more
-		// (pkg/kubelet/status/status_manager.go, mergePodStatus).
+	if terminal(p) && in.Phase < phase.Terminated && (in.HoldsClaims || anyRunning(s)) {
+		// Others take a terminal phase for the word that nothing runs any more and
+		// that claims are free (pkg/kubelet/status/status_manager.go, mergePodStatus).
 		if in.Previous.Phase == "" {
 			return v1.PodPending
 		}
@@ -46,7 +46,7 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 	if p, decided := initPhase(in, s); decided {
 		return p
 	}
-	var running, waiting, failed, succeeded int
+	var running, waiting, failed, succeeded, back int
 	for i := range s.InitContainerStatuses {
 		if s.InitContainerStatuses[i].State.Running != nil {
 			running++ // a sidecar: the pod is not over before it is
@@ -67,6 +67,9 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 			} else {
 				failed++
 			}
+			if comesBack(in, &in.Pod.Spec.Containers[i], t) {
+				back++
+			}
 		default:
 			waiting++
 		}
@@ -83,14 +86,21 @@ func livePhase(in Input, s *v1.PodStatus) v1.PodPhase {
 		return v1.PodSucceeded
 	case failed+succeeded == 0:
 		return v1.PodPending
-	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyAlways:
+	case back > 0:
 		return v1.PodRunning
 	case failed == 0:
 		return v1.PodSucceeded
-	case in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever:
-		return v1.PodFailed
 	}
-	return v1.PodRunning // OnFailure, and one failed: it is on its way back
+	return v1.PodFailed
+}
+
+// comesBack tells whether a container that ended is on its way to be started
+// again: by its own rules or policy, the pod's, or because all are.
+func comesBack(in Input, spec *v1.Container, t *v1.ContainerStateTerminated) bool {
+	if cur := in.Observed.Container(spec.Name); cur != nil && (in.Restarts[cur.ID] || cur.Round < in.round) {
+		return true
+	}
+	return plan.ShouldRestart(in.Pod, spec, false, t.ExitCode)
 }
 
 func terminal(p v1.PodPhase) bool { return p == v1.PodSucceeded || p == v1.PodFailed }
@@ -111,11 +121,12 @@ func initPhase(in Input, s *v1.PodStatus) (v1.PodPhase, bool) {
 			t = c.LastTerminationState.Terminated
 		}
 		switch {
+		case c.State.Running != nil:
+			return v1.PodPending, true
 		case t != nil && t.ExitCode == 0:
-		case t != nil && (in.Pod.Spec.RestartPolicy == v1.RestartPolicyNever || in.Phase >= phase.Terminated):
+		case in.Phase >= phase.Terminated || t != nil && !comesBack(in, spec, t):
 			return v1.PodFailed, true
-		case in.Phase >= phase.Terminated:
-			return v1.PodFailed, true
+		case t != nil: // it will run again; how far the pod was its containers tell
 		default:
 			return v1.PodPending, true
 		}

@@ -32,6 +32,8 @@ type Input struct {
 	Probes   map[string]probe.Result
 	// Waiting is why containers do not run, by name: the plan's word.
 	Waiting map[string]plan.Waiting
+	// Restarts are IDs of containers that were killed to be started again.
+	Restarts map[string]bool
 	// Problem holds the whole pod up (volumes, sandbox); nil: nothing does.
 	Problem *plan.Waiting
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
@@ -42,7 +44,9 @@ type Input struct {
 	// TerminationMessages are by container ID.
 	TerminationMessages map[string]string
 	// Health tells of the devices of a container; nil: nobody knows of any.
-	Health      func(podUID, container string) []v1.ResourceStatus
+	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
+	// HoldsClaims: drivers have devices ready for the pod.
+	HoldsClaims bool
 	HostIPs     []string
 	RuntimeName string // the scheme of container IDs
 	QOSClass    v1.PodQOSClass
@@ -55,10 +59,13 @@ type Input struct {
 	// restart counts of before this boot are taken from it.
 	Previous *v1.PodStatus
 	Now      time.Time
+
+	round uint32 // plan.Round
 }
 
 // Of returns the pod's status.
 func Of(in Input) v1.PodStatus {
+	in.round = plan.Round(in.Pod, in.Observed)
 	s := v1.PodStatus{
 		ObservedGeneration: in.Pod.Generation,
 		QOSClass:           in.QOSClass,

@@ -63,6 +63,83 @@ func TestPhases(t *testing.T) {
 	}
 }
 
+func TestAPodWhoseContainersComeBackIsNotOver(t *testing.T) {
+	on42 := func(action v1.ContainerRestartRuleAction) []v1.ContainerRestartRule {
+		return []v1.ContainerRestartRule{{Action: action, ExitCodes: &v1.ContainerRestartRuleOnExitCodes{
+			Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42},
+		}}}
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*Input)
+		want   v1.PodPhase
+	}{
+		{"none comes back", func(*Input) {}, v1.PodFailed},
+		{"one by its rule", func(in *Input) {
+			in.Pod.Spec.Containers[0].RestartPolicyRules = on42(v1.ContainerRestartRuleActionRestart)
+		}, v1.PodRunning},
+		{"one by its policy", func(in *Input) {
+			in.Pod.Spec.Containers[0].RestartPolicy = new(v1.ContainerRestartPolicyOnFailure)
+		}, v1.PodRunning},
+		{"one that was killed for it", func(in *Input) { in.Restarts = map[string]bool{"id-b": true} }, v1.PodRunning},
+		{"all of them", func(in *Input) {
+			in.Pod.Spec.Containers[0].RestartPolicyRules = on42(v1.ContainerRestartRuleActionRestartAllContainers)
+		}, v1.PodRunning},
+		{"all of them, but the pod ends", func(in *Input) {
+			in.Pod.Spec.Containers[0].RestartPolicyRules = on42(v1.ContainerRestartRuleActionRestartAllContainers)
+			in.Phase = phase.Terminated
+		}, v1.PodFailed},
+	} {
+		in := input(v1.RestartPolicyNever, phase.Running, exited("a", 42), exited("b", 0))
+		c.change(&in)
+		if got := Of(in).Phase; got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
+func TestAFailedInitContainerFailsThePodUnlessItsRulesStartItAgain(t *testing.T) {
+	in := input(v1.RestartPolicyNever, phase.Running, exited("i", 42))
+	in.Pod.Spec.InitContainers = []v1.Container{{Name: "i"}}
+	if got := Of(in).Phase; got != v1.PodFailed {
+		t.Errorf("without a rule: %s", got)
+	}
+	in.Pod.Spec.InitContainers[0].RestartPolicy = new(v1.ContainerRestartPolicyOnFailure)
+	if got := Of(in).Phase; got != v1.PodPending {
+		t.Errorf("with a policy of its own: %s", got)
+	}
+}
+
+func TestAllContainersRestarting(t *testing.T) {
+	in := input(v1.RestartPolicyNever, phase.Running, exited("a", 42), running("b"))
+	in.Pod.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{
+		Action: v1.ContainerRestartRuleActionRestartAllContainers,
+		ExitCodes: &v1.ContainerRestartRuleOnExitCodes{
+			Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42},
+		},
+	}}
+	s := Of(in)
+	c := find(s.Conditions, v1.AllContainersRestarting)
+	if c == nil || c.Status != v1.ConditionTrue || c.Reason != "RestartAllContainersStarted" {
+		t.Errorf("while the others are killed: %+v", c)
+	}
+	a := s.ContainerStatuses[0]
+	if a.State.Waiting == nil || a.State.Waiting.Reason != "RestartingAllContainers" || a.LastTerminationState.Terminated == nil || a.LastTerminationState.Terminated.ExitCode != 42 {
+		t.Errorf("the container that ended: %+v", a)
+	}
+	again := running("a")
+	again.ID, again.Attempt, again.Round = "id-a1", 1, 1
+	in.Observed.Containers = []observed.Container{again, exited("a", 42), exited("b", 137)}
+	in.Previous = &s
+	s = Of(in)
+	if c := find(s.Conditions, v1.AllContainersRestarting); c == nil || c.Status != v1.ConditionFalse {
+		t.Errorf("once the first is there again: %+v", c)
+	}
+	if b := s.ContainerStatuses[1]; b.State.Waiting == nil || b.LastTerminationState.Terminated == nil || s.Phase != v1.PodRunning {
+		t.Errorf("pod %s, the container that waits for its turn: %+v", s.Phase, b)
+	}
+}
+
 func TestATerminalPhaseStays(t *testing.T) {
 	in := input(v1.RestartPolicyNever, phase.Terminated)
 	in.Previous.Phase = v1.PodSucceeded

@@ -13,6 +13,7 @@ const (
 	Queued   = "queued"  // from the source's notice to the worker's first decision
 	Cgroup   = "cgroup"  // the pod's cgroup
 	Volumes  = "volumes" // set-up of all volumes
+	Claims   = "claims"  // drivers prepare the devices of ResourceClaims
 	Sandbox  = "sandbox" // namespaces, network and shim
 	Pull     = "pull"    // image, where it was not there
 	Create   = "create"  // container: writable layer, configuration

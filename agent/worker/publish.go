@@ -29,10 +29,11 @@ func (w *Worker) publish(obs *observed.Pod) {
 	previous, stop := w.pod, w.stop
 	w.mu.Unlock()
 	in := status.Input{
-		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(),
+		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(), Restarts: w.state.restarts,
 		TerminationMessages: w.state.messages, HostIPs: w.config.HostIPs, RuntimeName: w.config.RuntimeName,
 		Health: w.config.Health, QOSClass: qos.Class(previous), Previous: &previous.Status, Now: time.Now(),
-		Actuated: w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
+		HoldsClaims: w.parts.Actor.HoldsClaims(w.uid),
+		Actuated:    w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
 	}
 	if f, ok := w.state.failures[plan.PodFailure]; ok {
 		in.Problem = &f.Waiting
@@ -47,6 +48,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		}
 		return
 	}
+	w.tellEnded(&previous.Status, &next)
 	pod := *previous // the spec is shared: nobody changes it
 	pod.Status = next
 	w.mu.Lock()

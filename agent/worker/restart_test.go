@@ -46,6 +46,21 @@ func TestWhatHappenedWhileTheAgentWasAwayIsActedOn(t *testing.T) {
 	})
 }
 
+func TestATerminationIsNotPutOffByAClockThatIsSetBack(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		k := w.start(pod("web", "a"))
+		stop := stopIn(30)
+		stop.At = stop.At.Add(time.Hour) // the clock was an hour fast
+		k.Stop(stop)
+		time.Sleep(time.Second)
+		w.restartAgent()
+		w.wantRunning("a")
+		time.Sleep(31 * time.Second)
+		w.wantRunning()
+	})
+}
+
 func TestARestartedAgentFinishesATermination(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.runtime.Program("a", fakecri.Program{Stubborn: true})

@@ -293,7 +293,12 @@ func TestAMissingObjectIsWaitedForAndItsComingNoticedAtOnce(t *testing.T) {
 		k := w.start(pod("web", "a"))
 		w.wantRunning()
 		w.wantEvent("FailedMount", "not found")
+		w.wantCalls(0, "RunPodSandbox web 0", "StopPodSandbox web 0", "RemovePodSandbox web 0")
+		if c := condition(k, v1.PodReadyToStartContainers); c == nil || c.Status != v1.ConditionFalse {
+			t.Errorf("without its volumes the pod is ready to start containers: %v", c)
+		}
 		time.Sleep(10 * time.Minute) // the back-off is at its longest
+		w.wantCalls(3)               // once was enough
 		if s := k.Explain().Stuck; s == nil || s.Step != timeline.Volumes {
 			t.Errorf("stuck in %+v", s)
 		}
@@ -390,6 +395,33 @@ func TestAHungSandboxBlocksOnlyItsOwnPodWhichSaysSo(t *testing.T) {
 		release()
 		time.Sleep(2 * time.Minute)
 		w.wantRunning("a", "a", "a", "b")
+	})
+}
+
+func TestVolumesAreSetUpWhileTheSandboxIsMade(t *testing.T) {
+	inWorld(t, func(w *world) {
+		release := w.runtime.Hang("RunPodSandbox", "web")
+		w.start(pod("web", "a"))
+		if n := w.tries(); n != 1 {
+			t.Errorf("volumes were set up %d times while the sandbox is made", n)
+		}
+		w.wantRunning()
+		release()
+		w.wantRunning("a")
+	})
+}
+
+func TestVolumesThatMayTakeLongAreWaitedForFirst(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.volumes.Set(errors.New(`volume "data": the claim is not bound`), false)
+		p := pod("web", "a")
+		p.Spec.Volumes = []v1.Volume{{Name: "data", VolumeSource: v1.VolumeSource{
+			PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+		k := w.start(p)
+		w.wantCalls(0)
+		w.volumes.Set(nil, false)
+		k.ObjectsChanged()
+		w.wantRunning("a")
 	})
 }
 

@@ -268,10 +268,12 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 			}
 		}
 		w.state.resize.actuated.Cgroup = nil // nothing runs: the cgroup is made from what is allocated
-		if err := w.prepare(ctx, obs); err != nil {
-			return err
+		_, again := w.state.failures[plan.PodFailure]
+		mounted, err := w.parts.Actor.SetUp(ctx, w.actPod(obs), a.Attempt, again)
+		if mounted != nil {
+			w.state.mounted = mounted
 		}
-		if _, err := w.parts.Actor.CreateSandbox(ctx, w.actPod(obs), a.Attempt); err != nil {
+		if err != nil {
 			return err
 		}
 		clear(w.state.failures) // they were the old sandbox's: its containers are seen to end before it is
@@ -345,6 +347,13 @@ func (w *Worker) fail(key string, a plan.Action, err error) {
 		}
 	}
 	w.state.failures[key] = f
+	if w.config.NotStarted == nil || f.Count > 1 {
+		return
+	}
+	switch a.(type) {
+	case plan.CreateSandbox, plan.StartContainer:
+		w.config.NotStarted(w.pod)
+	}
 }
 
 // interruptible marks the action under way as one that a stop request ends at
@@ -382,12 +391,14 @@ func (w *Worker) actPod(obs *observed.Pod) act.Pod {
 	return p
 }
 
+// graceOf is what a pod has to end, in seconds: a moment at least, so that it
+// gets its signal (pkg/kubelet/pod_workers.go, calculateEffectiveGracePeriod).
 func graceOf(pod *v1.Pod) int64 {
 	if s := pod.DeletionGracePeriodSeconds; pod.DeletionTimestamp != nil && s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
-		return *s
+		return max(*s, 1)
 	}
 	return int64(v1.DefaultTerminationGracePeriodSeconds)
 }

@@ -34,6 +34,9 @@ func (w *Worker) stepStop(ctx context.Context, obs *observed.Pod) (acted bool, w
 			return w.cleaned(ctx, "FailedKillPod", err)
 		}
 	}
+	if err := w.parts.Actor.Unprepare(ctx, w.uid); err != nil {
+		return w.cleaned(ctx, "FailedUnprepareDynamicResources", err)
+	}
 	w.endProbes()
 	w.move(phase.Stopped)
 	return true, time.Time{}

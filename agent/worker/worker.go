@@ -99,12 +99,18 @@ type Config struct {
 	RuntimeName string
 	BootID      string
 	// Health tells of the devices of a container; nil: nobody knows of any.
-	Health func(podUID, container string) []v1.ResourceStatus
+	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
 	// Probed is told of each probe; it must not wait. nil: nobody counts.
 	Probed func(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration)
 	// Counts and Resizes count; nil: nobody does.
 	Counts  Counts
 	Resizes ResizeCounts
+	// NotStarted is told when a sandbox or a container could not be started, once
+	// until it is; it must not wait. nil: nobody counts.
+	NotStarted func(pod *v1.Pod)
+	// Ended is told of each container that ended: kind is container, init_container
+	// or ephemeral_container. It must not wait. nil: nobody counts.
+	Ended func(kind string, how *v1.ContainerStateTerminated)
 	// Report is called after the pod's status changed, or Settled did. It must
 	// not wait for anything; nil: nobody wants to know.
 	Report func(Report)
@@ -201,6 +207,10 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 func Restore(parts Parts, config Config, kept checkpoint.Pod) *Worker {
 	w := newWorker(parts, config, kept.Pod)
 	w.steps = timeline.Restore(kept.Steps, time.Now())
+	if now := time.Now(); kept.Stop != nil && kept.Stop.At.After(now) {
+		stop := *kept.Stop
+		stop.At, kept.Stop = now, &stop // the clock was set back
+	}
 	w.state.phase, w.stop, w.forgotten = kept.Phase, kept.Stop, kept.Forgotten
 	w.state.kept = mail{stop: kept.Stop, forgotten: kept.Forgotten}
 	w.state.previous = kept.Probes

@@ -44,6 +44,7 @@ type world struct {
 	volumes *fakehost.Volumes
 	cgroups *fakehost.Cgroups
 	hooks   *fakehost.Hooks
+	claims  *fakehost.Claims
 
 	// of the agent that runs
 	events  *event.Recorder
@@ -91,7 +92,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{
 			t: t, dir: t.TempDir(), bootID: "boot-1", runtime: fakecri.New(),
-			volumes: &fakehost.Volumes{}, cgroups: &fakehost.Cgroups{}, hooks: &fakehost.Hooks{},
+			volumes: &fakehost.Volumes{}, cgroups: &fakehost.Cgroups{}, hooks: &fakehost.Hooks{}, claims: &fakehost.Claims{},
 		}
 		w.runtime.HasImages("busybox")
 		w.startAgent()
@@ -125,7 +126,7 @@ func (w *world) startAgent() {
 	}
 	actor := act.New(act.Parts{
 		Sandboxes: w.runtime, Containers: w.runtime, Images: images.New(w.runtime, w.events, images.Config{}),
-		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Logs: fakehost.Logs{}, Events: w.events,
+		Volumes: w.volumes, Objects: fakehost.NoObjects{}, Cgroups: w.cgroups, Hooks: w.hooks, Logs: fakehost.Logs{}, Claims: w.claims, Events: w.events,
 	}, act.Config{Node: node, Parallel: 2, RuntimeTimeout: 2 * time.Minute, Log: log})
 	fits := w.fits
 	if fits == nil {
@@ -270,10 +271,8 @@ func phaseOf(k *worker.Worker) v1.PodPhase {
 }
 
 func isReady(k *worker.Worker) bool {
-	synctest.Wait()
-	return slices.ContainsFunc(k.Pod().Status.Conditions, func(c v1.PodCondition) bool {
-		return c.Type == v1.PodReady && c.Status == v1.ConditionTrue
-	})
+	c := condition(k, v1.PodReady)
+	return c != nil && c.Status == v1.ConditionTrue
 }
 
 func waitingReason(k *worker.Worker, container string) string {

@@ -42,7 +42,7 @@ func Probe(unified, systemdCgroup bool) (spec.Host, error) {
 	}
 	h.RecursiveReadOnly = mountSetattr()
 	h.NoX32 = noX32()
-	h.SELinux = exists("/sys/fs/selinux/enforce")
+	h.SELinux = HasSELinux()
 	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err == nil && bytes.HasPrefix(on, []byte("Y")) {
 		h.AppArmor = AppArmorProfile
 	}

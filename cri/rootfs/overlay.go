@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +14,30 @@ import (
 // option of a mount; an empty value is a flag.
 type option struct{ key, value string }
 
+// contextOption gives all files of a mount one SELinux context.
+const contextOption = "context"
+
+// String is the option in a list of options. A context has commas of its own,
+// and is quoted for them.
+func (o option) String() string {
+	switch {
+	case o.value == "":
+		return o.key
+	case o.key == contextOption:
+		return fmt.Sprintf("%s=%q", o.key, o.value)
+	}
+	return o.key + "=" + o.value
+}
+
+// Context is the mount option that gives all files of a mount an SELinux
+// context, behind a comma; empty where there is none.
+func Context(context string) string {
+	if context == "" {
+		return ""
+	}
+	return "," + option{contextOption, context}.String()
+}
+
 // mountOverlay mounts lower directories, topmost first, on target. The old call
 // is used where all fits in the page that it takes its options in, so that
 // people can read it in /proc/mounts as ever; the long chains of many-layered
@@ -19,10 +45,7 @@ type option struct{ key, value string }
 func mountOverlay(target string, flags uintptr, lowers []string, options []option) error {
 	text := "lowerdir=" + strings.Join(lowers, ":")
 	for _, o := range options {
-		text += "," + o.key
-		if o.value != "" {
-			text += "=" + o.value
-		}
+		text += "," + o.String()
 	}
 	if len(text) < os.Getpagesize() {
 		return unix.Mount("overlay", target, "overlay", flags, text)
@@ -73,20 +96,35 @@ func mountLongOverlay(target string, flags uintptr, lowers []string, options []o
 
 // MountImage mounts the layers of an image, topmost first, read-only on a
 // directory, which it makes, with the IDs mapped as userNS says, the path of a
-// user namespace, unless it is empty. When it fails, call Unmount.
-func MountImage(layers []string, target, userNS string) error {
+// user namespace, unless it is empty, and with one SELinux context for all its
+// files, unless that is empty. What it makes is in the directory of target.
+// When it fails, call Unmount.
+func MountImage(layers []string, target, userNS, context string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return fmt.Errorf("create the mount point: %w", err)
 	}
 	switch {
 	case userNS == "":
-	case len(layers) == 1:
+	case len(layers) == 1 && context == "":
 		return mountMapped(layers[0], target, userNS)
 	default:
 		// The overlay goes on top of its layers, and comes off with them.
 		var err error
 		if layers, err = mapLowers(layers, target, userNS); err != nil {
 			return err
+		}
+	}
+	var options []option
+	if context != "" {
+		options = []option{{contextOption, context}}
+		if len(layers) == 1 {
+			// Only a file system of its own can have a context, and an overlay
+			// that cannot be written to needs two layers.
+			empty := filepath.Join(filepath.Dir(target), "empty")
+			if err := os.MkdirAll(empty, 0o755); err != nil {
+				return fmt.Errorf("create a second layer for the image: %w", err)
+			}
+			layers = append(slices.Clone(layers), empty)
 		}
 	}
 	if len(layers) == 1 {
@@ -100,7 +138,7 @@ func MountImage(layers []string, target, userNS string) error {
 		}
 		return nil
 	}
-	if err := mountOverlay(target, unix.MS_RDONLY, layers, nil); err != nil {
+	if err := mountOverlay(target, unix.MS_RDONLY, layers, options); err != nil {
 		return fmt.Errorf("mount the image on %s: %w", target, err)
 	}
 	return nil

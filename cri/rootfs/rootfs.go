@@ -20,6 +20,8 @@ import (
 type Layer struct {
 	Dir   string // on disk: upper and work
 	Mount string // mount point
+	// Context is the SELinux context of all its files; empty: each its own.
+	Context string
 }
 
 // Upper is the directory of what the container wrote.
@@ -79,10 +81,14 @@ func copyOwner(from, to string) error {
 }
 
 func (l Layer) mount(lowers []string) error {
-	return mountOverlay(l.Mount, 0, lowers, []option{
+	options := []option{
 		{"upperdir", l.Upper()}, {"workdir", filepath.Join(l.Dir, "work")},
 		{"index", "off"}, {"volatile", ""},
-	})
+	}
+	if l.Context != "" {
+		options = append(options, option{contextOption, l.Context})
+	}
+	return mountOverlay(l.Mount, 0, lowers, options)
 }
 
 // Unmount takes the root file system away; processes that still use it keep

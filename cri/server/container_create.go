@@ -77,7 +77,11 @@ func (s *Server) createContainer(ctx context.Context, name string, sb store.Sand
 	if src.chain != "" {
 		c.VolumeChains = append(c.VolumeChains, src.chain)
 	}
+	if c.SELinux, err = s.cfg.Labels.Container(sb.SELinux, selinuxOptions(config), isPrivileged(config)); err != nil {
+		return "", status.Errorf(codes.InvalidArgument, "config.%v", err)
+	}
 	if err := s.containers.Add(c); err != nil {
+		s.cfg.Labels.Release(c.SELinux)
 		return "", err
 	}
 	failpoint.Hit("cri/container-recorded")
@@ -146,7 +150,9 @@ func (s *Server) buildContainer(ctx context.Context, sb store.Sandbox, c store.C
 		return c, status.Errorf(codes.NotFound, "image %q: %v", c.Config.GetImage().GetImage(), err)
 	}
 	done := tl.step("rootfs")
-	if err := s.layer(c.ID).Create(img.Layers, s.userNS(sb)); err != nil {
+	layer := s.layer(c.ID)
+	layer.Context = c.SELinux.File
+	if err := layer.Create(img.Layers, s.userNS(sb)); err != nil {
 		return c, err
 	}
 	done()
@@ -267,7 +273,7 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 	in := spec.Input{
 		ID: c.ID, SandboxID: sb.ID, Sandbox: sb.Config, Container: c.Config, Image: img.Config,
 		Hostname: hostname, Rootfs: s.layer(c.ID).Mount, CgroupsPath: cg.OCI,
-		PodMounts: s.podMounts(sb, c.Config),
+		PodMounts: s.podMounts(sb, c.Config), SELinux: c.SELinux,
 	}
 	if in.Accounts, err = host.Accounts(in.Rootfs); err != nil {
 		return in, err
@@ -298,6 +304,35 @@ func (s *Server) specInput(sb store.Sandbox, c store.Container, img image.Image,
 		return in, err
 	}
 	in.PodMounts = append(in.PodMounts, volumes...)
-	in.Mounts, err = requestMounts(c.Config.GetMounts(), sources, s.userNS(sb))
-	return in, err
+	if in.Mounts, err = requestMounts(c.Config.GetMounts(), sources, s.userNS(sb)); err != nil {
+		return in, err
+	}
+	return in, s.relabel(c, volumes, in.Mounts)
+}
+
+// relabel gives the volumes that the image declares the container's label, and
+// those that the request wants to have it.
+func (s *Server) relabel(c store.Container, volumes, requested []spec.Mount) error {
+	for _, v := range volumes {
+		if err := s.cfg.Labels.Relabel(v.Source, c.SELinux); err != nil {
+			return err
+		}
+	}
+	for i, m := range c.Config.GetMounts() {
+		if !m.GetSelinuxRelabel() || m.GetImage().GetImage() != "" {
+			continue
+		}
+		if err := s.cfg.Labels.Relabel(requested[i].Source, c.SELinux); err != nil {
+			return status.Errorf(codes.InvalidArgument, "config.mounts[%s].selinux_relabel: %v", m.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+func selinuxOptions(config *runtimeapi.ContainerConfig) *runtimeapi.SELinuxOption {
+	return config.GetLinux().GetSecurityContext().GetSelinuxOptions()
+}
+
+func isPrivileged(config *runtimeapi.ContainerConfig) bool {
+	return config.GetLinux().GetSecurityContext().GetPrivileged()
 }

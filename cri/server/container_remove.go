@@ -72,6 +72,7 @@ func (s *Server) removeContainer(ctx context.Context, id string) error {
 	if err := s.containers.Delete(id); err != nil {
 		return err
 	}
+	s.cfg.Labels.Release(c.SELinux)
 	s.forget("", id)
 	s.log.Info("container removed", "container", id, "sandbox", c.SandboxID)
 	if shown {

@@ -72,7 +72,10 @@ func imageSpec(config *runtimeapi.ContainerConfig) *runtimeapi.ImageSpec {
 	if name == "" {
 		name = asked.GetImage()
 	}
-	return &runtimeapi.ImageSpec{Image: name, Annotations: asked.GetAnnotations(), UserSpecifiedImage: asked.GetUserSpecifiedImage()}
+	return &runtimeapi.ImageSpec{
+		Image: name, Annotations: asked.GetAnnotations(),
+		UserSpecifiedImage: asked.GetUserSpecifiedImage(), RuntimeHandler: asked.GetRuntimeHandler(),
+	}
 }
 
 func (s *Server) containerInfo(c store.Container) (map[string]string, error) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/rootfs"
+	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/shim"
 )
 
@@ -101,6 +103,32 @@ type fakeShims struct {
 	alive map[string]*fakeShim
 	asked int   // calls of AwaitOrphans
 	held  error // what they return
+	// together, if there is one, holds them until so many are waiting.
+	together *barrier
+}
+
+// barrier lets nobody through before so many have come.
+type barrier struct {
+	missing atomic.Int32
+	open    chan struct{}
+}
+
+func newBarrier(n int32) *barrier {
+	b := &barrier{open: make(chan struct{})}
+	b.missing.Store(n)
+	return b
+}
+
+func (b *barrier) wait(ctx context.Context) error {
+	if b.missing.Add(-1) == 0 {
+		close(b.open)
+	}
+	select {
+	case <-b.open:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (f *fakeShims) Start(_ context.Context, s shim.Sandbox) (Shim, error) {
@@ -120,11 +148,15 @@ func (f *fakeShims) Connect(_ context.Context, dir string) (Shim, error) {
 	return nil, shim.ErrGone
 }
 
-func (f *fakeShims) AwaitOrphans(context.Context, string) error {
+func (f *fakeShims) AwaitOrphans(ctx context.Context, _ string) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.asked++
-	return f.held
+	held, together := f.held, f.together
+	f.mu.Unlock()
+	if held == nil && together != nil {
+		return together.wait(ctx)
+	}
+	return held
 }
 
 // hold makes AwaitOrphans fail, or with nil succeed, and tells how often it was asked.
@@ -164,25 +196,25 @@ type fakeShim struct {
 type fakeConn struct {
 	Sessions
 	*fakeShim
-	events chan shim.Event
+	events chan *shim.Event
 	closed bool // guarded by fakeShim.mu
 }
 
 func (f *fakeShim) connect() *fakeConn {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.conn = &fakeConn{fakeShim: f, events: make(chan shim.Event, 100)}
+	f.conn = &fakeConn{fakeShim: f, events: make(chan *shim.Event, 100)}
 	return f.conn
 }
 
-func (c *fakeConn) Events() <-chan shim.Event { return c.events }
+func (c *fakeConn) Events() <-chan *shim.Event { return c.events }
 
 func (c *fakeConn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.closed {
 		c.closed = true
-		c.events <- shim.Event{Kind: shim.EventGone}
+		c.events <- &shim.Event{Kind: shim.EventGone}
 		close(c.events)
 	}
 	return nil
@@ -208,7 +240,7 @@ func (f *fakeShim) exit(id string, code int) {
 	}
 	st.Exited, st.ExitedAt, st.ExitCode = true, time.Now(), code
 	if !f.conn.closed {
-		f.conn.events <- shim.Event{Kind: shim.EventExit, State: *st}
+		f.conn.events <- &shim.Event{Kind: shim.EventExit, State: *st}
 	}
 }
 
@@ -276,6 +308,7 @@ type world struct {
 	images  *fakeImages
 	network *fakeNetwork
 	shims   *fakeShims
+	labels  *selinux.Labels
 }
 
 func newWorld(t *testing.T) *world {
@@ -330,7 +363,7 @@ func (w *world) start(t *testing.T) *Server {
 	s, err := New(Config{
 		RunDir: filepath.Join(w.dir, "run"), StateDir: filepath.Join(w.dir, "state"),
 		Handlers: handlers,
-		Host:     probed, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
+		Host:     probed, Labels: w.labels, Cgroups: cgroups, BootID: w.bootID, StreamAddr: "127.0.0.1:1",
 	}, w.images, w.network, w.shims)
 	if err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func (s *Server) imageVolumesOf(config *runtimeapi.ContainerConfig) ([]imageVolu
 		if !ok {
 			return nil, imageVolumeError(codes.NotFound, "image %q for %s is not on this node: pull it first", ref, m.GetContainerPath())
 		}
-		m.Image.ImageRef = img.ID // for ContainerStatus (KEP-5365); the request is this container's alone
+		m.Image.ImageRef = imageRef(img) // for ContainerStatus (KEP-5365); the request is this container's alone
 		volumes = append(volumes, imageVolume{index: i, image: img})
 	}
 	return volumes, nil
@@ -76,7 +76,7 @@ func (s *Server) mountImages(sb store.Sandbox, c store.Container, volumes []imag
 		if len(m.GetUidMappings()) > 0 {
 			userNS = s.userNS(sb)
 		}
-		if err := rootfs.MountImage(v.image.Layers, target, userNS); err != nil {
+		if err := rootfs.MountImage(v.image.Layers, target, userNS, c.SELinux.File); err != nil {
 			return nil, imageVolumeError(codes.Internal, "%v", err)
 		}
 		source, err := imageSubPath(target, m.GetImageSubPath())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -187,13 +188,19 @@ func (s *Server) recoverContainers(ctx context.Context, sb store.Sandbox, client
 			known[st.ID] = st
 		}
 	}
+	// All at once: without a shim, each may wait for the same command of the
+	// OCI runtime.
+	var recovering sync.WaitGroup
 	for _, c := range s.containersOf(sb.ID) {
 		st, there := known[c.ID]
 		delete(known, c.ID)
-		if err := s.recoverContainer(ctx, c, client, st, there); err != nil {
-			s.log.Error("container not recovered", "container", c.ID, "sandbox", sb.ID, "error", err)
-		}
+		recovering.Go(func() {
+			if err := s.recoverContainer(ctx, c, client, st, there); err != nil {
+				s.log.Error("container not recovered", "container", c.ID, "sandbox", sb.ID, "error", err)
+			}
+		})
 	}
+	recovering.Wait()
 	for id := range known {
 		s.log.Warn("container without a record is removed", "container", id, "sandbox", sb.ID)
 		if err := client.Delete(ctx, id); err != nil {
@@ -275,7 +282,11 @@ func (s *Server) forgetAfterReboot(ctx context.Context, sb store.Sandbox) error 
 	if err := emptyDirectory(s.sandboxes.Dir(sb.ID), store.SandboxFile); err != nil {
 		return err
 	}
-	return s.sandboxes.Delete(sb.ID)
+	if err := s.sandboxes.Delete(sb.ID); err != nil {
+		return err
+	}
+	s.cfg.Labels.Release(sb.SELinux)
+	return nil
 }
 
 // removeStray removes a container whose sandbox is not there to ask.

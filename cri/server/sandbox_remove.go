@@ -73,6 +73,7 @@ func (s *Server) removeSandbox(ctx context.Context, id string) error {
 	if err := s.sandboxes.Delete(id); err != nil {
 		return err
 	}
+	s.cfg.Labels.Release(sb.SELinux)
 	s.forget(id, "")
 	s.log.Info("sandbox removed", "sandbox", id, "pod", podName(sb))
 	return nil

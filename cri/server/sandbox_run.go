@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/ns"
+	"github.com/berth-io/berth/cri/rootfs"
 	"github.com/berth-io/berth/cri/spec"
 	"github.com/berth-io/berth/cri/store"
 	"github.com/berth-io/berth/internal/failpoint"
@@ -76,7 +77,12 @@ func (s *Server) runSandbox(ctx context.Context, name, runtime string, req *runt
 	if _, err := spec.ContainerCgroup(sb.Cgroup, sb.ID, s.cfg.Host); err != nil {
 		return "", status.Error(codes.InvalidArgument, err.Error())
 	}
+	var err error
+	if sb.SELinux, err = s.cfg.Labels.Pod(sb.Config.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
+		return "", status.Errorf(codes.InvalidArgument, "config.%v", err)
+	}
 	if err := s.sandboxes.Add(sb); err != nil {
+		s.cfg.Labels.Release(sb.SELinux)
 		return "", err
 	}
 	failpoint.Hit("cri/sandbox-recorded")
@@ -244,7 +250,7 @@ func (s *Server) createSandboxFiles(sb store.Sandbox) error {
 			return fmt.Errorf("create the pod's shared memory: %w", err)
 		}
 		uid, gid := hostRoot(sb)
-		options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid)
+		options := fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid) + rootfs.Context(sb.SELinux.File)
 		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 			return fmt.Errorf("mount the pod's shared memory on %s: %w", shm, err)
 		}
@@ -273,6 +279,9 @@ func (s *Server) createSandboxFiles(sb store.Sandbox) error {
 			if err := os.Chown(file, uid, gid); err != nil {
 				return fmt.Errorf("give the pod its %s: %w", name, err)
 			}
+		}
+		if err := s.cfg.Labels.Relabel(file, sb.SELinux); err != nil {
+			return err
 		}
 	}
 	return nil

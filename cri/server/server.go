@@ -29,6 +29,7 @@ import (
 	"github.com/berth-io/berth/cri/image"
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/rootfs"
+	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/shim"
 	"github.com/berth-io/berth/cri/spec"
 	"github.com/berth-io/berth/cri/stats"
@@ -64,8 +65,10 @@ type Config struct {
 	// CDISpecDirs have the files of CDI vendors; empty: no CDI devices.
 	CDISpecDirs []string
 	Cgroups     *cgroup.Tree
-	BootID      string
-	Version     string // of the build
+	// Labels are SELinux's; nil where nothing is labelled.
+	Labels  *selinux.Labels
+	BootID  string
+	Version string // of the build
 	// Plugins is NRI; nil where there is none.
 	Plugins Plugins
 	// StreamAddr is where StreamHandler is served, host:port.
@@ -147,6 +150,12 @@ func New(cfg Config, images Images, network Network, shims Shims) (*Server, erro
 	}
 	for _, b := range append(badSandboxes, badContainers...) {
 		s.log.Error("record is unreadable, what it names is removed", "id", b.ID, "moved", b.Moved, "error", b.Err)
+	}
+	for _, sb := range s.sandboxes.List() {
+		s.cfg.Labels.Retain(sb.SELinux)
+	}
+	for _, c := range s.containers.List() {
+		s.cfg.Labels.Retain(c.SELinux)
 	}
 	return s, nil
 }

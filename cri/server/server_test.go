@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +102,44 @@ func TestAContainerLivesAndLeavesNothing(t *testing.T) {
 	removeSandbox(t, s, sb)
 	removeSandbox(t, s, sb)
 	w.checkEmpty(t)
+}
+
+func TestContainersOfALostShimAreEndedAllAtOnce(t *testing.T) {
+	const count = 3
+	for name, lose := range map[string]func(w *world, s *Server, sandbox string) *Server{
+		"under way": func(w *world, s *Server, sandbox string) *Server {
+			w.shims.of(t, s, sandbox).die()
+			return s
+		},
+		"while the daemon was away": func(w *world, s *Server, sandbox string) *Server {
+			dying := w.shims.of(t, s, sandbox)
+			s.Close()
+			dying.die()
+			return w.start(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			s := w.start(t)
+			sb := runSandbox(t, s, "a")
+			var ids []string
+			for i := range count {
+				c := createContainer(t, s, sb, fmt.Sprint("c", i))
+				startContainer(t, s, c)
+				ids = append(ids, c)
+			}
+			// Each waits for a hanging command of the runtime until all do.
+			w.shims.together = newBarrier(count)
+			s = lose(w, s, sb)
+			defer s.Close()
+			for _, c := range ids {
+				<-s.task(c).exited
+				if st := containerState(t, s, c); st.Reason != reasonUnknown {
+					t.Errorf("container %s ended: %v", c, st)
+				}
+			}
+		})
+	}
 }
 
 func TestAContainerThatCannotBeStartedSaysWhy(t *testing.T) {

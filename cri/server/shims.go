@@ -27,7 +27,7 @@ type ContainerRunner interface {
 	Kill(ctx context.Context, containerID string, sig unix.Signal, all bool) error
 	Delete(ctx context.Context, containerID string) error
 	State(ctx context.Context) ([]shim.ContainerState, error)
-	Events() <-chan shim.Event
+	Events() <-chan *shim.Event
 }
 
 // Sessions are processes and streams beside a container's first process.

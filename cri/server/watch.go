@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -156,11 +157,16 @@ func (s *Server) loseSandbox(ctx context.Context, sandboxID string) {
 	if err != nil {
 		s.log.Error("lost sandbox", "sandbox", sandboxID, "error", err)
 	}
+	// All at once: each may wait for the same command of the OCI runtime.
+	var ending sync.WaitGroup
 	for _, c := range s.containersOf(sandboxID) {
-		if err := s.loseContainer(ctx, c); err != nil {
-			s.log.Error("container of a lost sandbox", "container", c.ID, "sandbox", sandboxID, "error", err)
-		}
+		ending.Go(func() {
+			if err := s.loseContainer(ctx, c); err != nil {
+				s.log.Error("container of a lost sandbox", "container", c.ID, "sandbox", sandboxID, "error", err)
+			}
+		})
 	}
+	ending.Wait()
 	s.publish(sandboxID, sandboxID, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 

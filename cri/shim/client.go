@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +31,7 @@ type Client struct {
 	conn   *wire.Conn
 	pid    int
 	child  bool // of this process: it has to be reaped
-	events chan Event
+	events chan *Event
 	gone   chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
@@ -38,6 +39,8 @@ type Client struct {
 	pending map[uint64]chan answer
 	execs   map[uint64]*Exec
 	closed  bool // by Close: the shim lives on
+
+	migrating atomic.Bool // expectMigration is under way
 }
 
 type answer struct {
@@ -46,12 +49,13 @@ type answer struct {
 }
 
 // eventBacklog is how many events may wait for the daemon. A container sends
-// two in its life.
+// two in its life. The channel has pointers, since its slots are there for as
+// long as the pod, and mostly empty: 18 KB a pod if the events were in them.
 const eventBacklog = 128
 
 func newClient(conn *wire.Conn) *Client {
 	return &Client{
-		conn: conn, events: make(chan Event, eventBacklog), gone: make(chan struct{}),
+		conn: conn, events: make(chan *Event, eventBacklog), gone: make(chan struct{}),
 		pending: map[uint64]chan answer{}, execs: map[uint64]*Exec{},
 	}
 }
@@ -61,7 +65,7 @@ func (c *Client) Pid() int { return c.pid }
 
 // Events tells of exits and OOM kills; EventGone comes last, and not after
 // Close. What happened before the connection was made is in State.
-func (c *Client) Events() <-chan Event { return c.events }
+func (c *Client) Events() <-chan *Event { return c.events }
 
 // Close drops the connection; the shim and its containers live on.
 func (c *Client) Close() error {
@@ -115,7 +119,7 @@ func (c *Client) containerEvent(m wire.Message) {
 	if m.Method == wire.EventOOM {
 		kind = EventOOM
 	}
-	c.events <- Event{Kind: kind, State: ContainerState(st)}
+	c.events <- &Event{Kind: kind, State: ContainerState(st)}
 }
 
 // end lets everybody know that no answer and no event will come.
@@ -135,7 +139,7 @@ func (c *Client) end() {
 		if c.child {
 			go reap(c.pid) // it has ended, or its socket has: then this waits with it
 		}
-		c.events <- Event{Kind: EventGone}
+		c.events <- &Event{Kind: EventGone}
 	}
 	close(c.events)
 	close(c.gone)
@@ -248,6 +252,7 @@ func refusal(e *wire.Error) error {
 // Run makes and starts a container. An error carries the OCI runtime's own
 // message; nothing of the container is left then.
 func (c *Client) Run(ctx context.Context, spec Container) (ContainerState, error) {
+	c.expectMigration(false)
 	var st wire.ContainerState
 	err := c.call(ctx, wire.MethodRun, wire.Container(spec), &st)
 	return ContainerState(st), err

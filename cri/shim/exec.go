@@ -40,6 +40,7 @@ func (c *Client) Exec(ctx context.Context, p Process, wantStdin bool) (*Exec, er
 	if err != nil {
 		return nil, fmt.Errorf("encode the process: %w", err)
 	}
+	c.expectMigration(true)
 	e := &Exec{client: c, terminal: p.Spec.Terminal, exited: make(chan wire.ExecExit, 1)}
 	files, err := c.ask(ctx, wire.MethodExec, wire.Exec{
 		ContainerID: p.ContainerID, Process: spec, Terminal: p.Spec.Terminal, Stdin: wantStdin, Timeout: p.Timeout,

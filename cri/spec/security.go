@@ -68,8 +68,8 @@ func named(caps []string) []string {
 
 func setSecurity(s *specs.Spec, in Input, host Host) error {
 	sc := securityContext(in.Container)
-	if host.SELinux && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
-		return fieldError("linux.security_context.selinux_options", "labels for SELinux, which this host has, are not supported")
+	if host.SELinux && in.SELinux.File == "" && sc.GetSelinuxOptions() != nil && !sc.GetPrivileged() {
+		return fieldError("linux.security_context.selinux_options", "this node does not label containers: set selinux.enable in berth.yaml")
 	}
 	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = []string{}, []string{}
 	if !sc.GetPrivileged() {

@@ -14,10 +14,13 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/selinux"
 )
 
 // Host is what a specification depends on of the machine and of the daemon.
@@ -29,9 +32,11 @@ type Host struct {
 	RecursiveReadOnly bool     // the kernel and the runtime can make a mount and what is below it read-only
 	Capabilities      []string // those the daemon may pass on, CAP_CHOWN, ...
 	MinOOMScoreAdj    int      // the lowest that the daemon may set
-	SELinux           bool     // the kernel enforces SELinux
+	SELinux           bool     // the kernel has SELinux
 	NoX32             bool     // an x86-64 kernel without the x32 ABI, as most are
 	CgroupOptions     []string // of /sys/fs/cgroup, to be kept where a container shares the cgroup namespace
+	// Rlimits are those of containers' processes; a kind that is absent has the daemon's.
+	Rlimits []specs.POSIXRlimit
 	// AppArmor is the name of the default profile; empty where the kernel has no AppArmor.
 	AppArmor string
 }
@@ -61,6 +66,7 @@ type Input struct {
 	// SeccompProfile is the content of a Localhost profile.
 	SeccompProfile []byte
 	CgroupsPath    string
+	SELinux        selinux.Label
 }
 
 // version is the oldest of the OCI runtime specification that has all that a
@@ -96,12 +102,15 @@ func Build(in Input, host Host) (*specs.Spec, *runtimeapi.LinuxContainerUser, er
 			Capabilities:    capabilities(sc, host.Capabilities),
 			NoNewPrivileges: sc.GetNoNewPrivs(),
 			OOMScoreAdj:     oomScoreAdj(in.Container, host),
+			Rlimits:         slices.Clone(host.Rlimits),
+			SelinuxLabel:    in.SELinux.Process,
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: in.CgroupsPath,
 			Namespaces:  namespaces(in, sc, host),
 			Resources:   Resources(in.Container.GetLinux().GetResources(), host),
 			Devices:     in.Devices,
+			MountLabel:  in.SELinux.File,
 		},
 		Annotations: annotations(in),
 	}

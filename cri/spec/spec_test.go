@@ -3,6 +3,7 @@ package spec
 import (
 	"encoding/json"
 	"flag"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/selinux"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -73,6 +76,14 @@ func security(in Input) *runtimeapi.LinuxContainerSecurityContext {
 func TestWholeSpecificationsAreAsWritten(t *testing.T) {
 	for name, change := range map[string]func(*Input, *Host){
 		"plain": func(*Input, *Host) {},
+		"labelled-by-selinux-with-rlimits": func(in *Input, h *Host) {
+			h.SELinux = true
+			in.SELinux = selinux.Label{Process: "system_u:system_r:container_t:s0:c1,c2", File: "system_u:object_r:container_file_t:s0:c1,c2"}
+			security(*in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}
+			h.Rlimits = []specs.POSIXRlimit{
+				{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}, {Type: "RLIMIT_CORE", Soft: math.MaxUint64, Hard: math.MaxUint64},
+			}
+		},
 		"privileged-on-cgroup-v1": func(in *Input, h *Host) {
 			h.Unified, h.Swap, h.MinOOMScoreAdj = false, false, 950
 			security(*in).Privileged = true
@@ -233,6 +244,23 @@ func TestCapabilities(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestALabelIsRefusedWhereNothingIsLabelled(t *testing.T) {
+	in, host := testInput(), testHost()
+	security(in).SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0:c1"}
+	if _, _, err := Build(in, host); err != nil {
+		t.Errorf("without SELinux in the kernel: %v", err)
+	}
+	host.SELinux = true
+	_, _, err := Build(in, host)
+	if err == nil || err.Error() != "linux.security_context.selinux_options: this node does not label containers: set selinux.enable in berth.yaml" {
+		t.Errorf("error is %v", err)
+	}
+	security(in).Privileged = true
+	if _, _, err := Build(in, host); err != nil {
+		t.Errorf("privileged: %v", err)
 	}
 }
 

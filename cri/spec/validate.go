@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/selinux"
 )
 
 // ValidateSandbox refuses a pod configuration that cannot be carried out. The
@@ -36,6 +38,9 @@ func ValidateSandbox(c *runtimeapi.PodSandboxConfig) error {
 		}
 	}
 	sc := c.GetLinux().GetSecurityContext()
+	if err := selinux.Validate(sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	if sc.GetRunAsGroup() != nil && sc.GetRunAsUser() == nil {
 		return fieldError("config.linux.security_context.run_as_group", "it needs run_as_user beside it")
 	}
@@ -61,6 +66,9 @@ func ValidateContainer(c *runtimeapi.ContainerConfig, pod *runtimeapi.PodSandbox
 		return fieldError("config.image.image", "it is empty")
 	}
 	sc := securityContext(c)
+	if err := selinux.Validate(sc.GetSelinuxOptions()); err != nil {
+		return err
+	}
 	if err := validateProfiles(sc); err != nil {
 		return err
 	}

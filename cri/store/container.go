@@ -5,6 +5,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/selinux"
 )
 
 // ContainerFile is the name of a container's record in its directory.
@@ -56,11 +58,13 @@ type Container struct {
 	User         *runtimeapi.LinuxContainerUser      `json:"user,omitempty"`
 	// Checkpoint is the directory of criu's images that the container starts
 	// from; empty for all but restored ones.
-	Checkpoint string    `json:"checkpoint,omitempty"`
-	StopSignal string    `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
-	Cgroup     string    `json:"cgroup"`     // path in the cgroup file systems
-	CreatedAt  time.Time `json:"createdAt"`
-	Timeline   []Step    `json:"timeline,omitempty"`
+	Checkpoint string `json:"checkpoint,omitempty"`
+	StopSignal string `json:"stopSignal"` // SIGTERM, RTMIN+3, ...
+	Cgroup     string `json:"cgroup"`     // path in the cgroup file systems
+	// SELinux is how its processes and files are labelled.
+	SELinux   selinux.Label `json:"selinux,omitzero"`
+	CreatedAt time.Time     `json:"createdAt"`
+	Timeline  []Step        `json:"timeline,omitempty"`
 
 	Status
 }

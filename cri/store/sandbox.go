@@ -5,6 +5,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/cri/selinux"
 )
 
 // SandboxFile is the name of a sandbox's record in its directory.
@@ -63,6 +65,9 @@ type Sandbox struct {
 	State     SandboxState `json:"state"`
 	IPs       []string     `json:"ips,omitempty"`
 	Timeline  []Step       `json:"timeline,omitempty"`
+	// SELinux is how its files are labelled, and its containers unless they
+	// ask for something else.
+	SELinux selinux.Label `json:"selinux,omitzero"`
 	// Lost says that the shim ended by itself.
 	Lost bool `json:"lost,omitempty"`
 }

@@ -17,7 +17,7 @@ func TestBadImagesAreRefusedAndNothingStays(t *testing.T) {
 		t.Skip("needs root, for namespaces, mounts and cgroups")
 	}
 	n := harness.StartNode(t, harness.Options{Amend: func(c *harness.Config) {
-		c.Images.PullProgressTimeout = "2s"
+		c.Images.PullProgressTimeout = "6s"
 	}})
 	images := registry.BadImages()
 	for name, img := range images {

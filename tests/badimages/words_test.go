@@ -7,7 +7,7 @@ var want = map[string]string{
 	"diff-id-mismatch":    `error: pull registry.test/bad/diff-id-mismatch:1: unpack layer 1/1 DIGEST: unpacks to DIGEST, the configuration says DIGEST`,
 	"hardlink-escape":     `error: pull registry.test/bad/hardlink-escape:1: unpack layer 1/1 DIGEST: hard link "shadow" to "../../../../../../../../etc/passwd" leaves the image root`,
 	"layer-missing":       `error: pull registry.test/bad/layer-missing:1: layer 1/1 DIGEST: not found at 127.0.0.1:5000: not found`,
-	"layer-stalls":        `error: pull registry.test/bad/layer-stalls:1: layer 1/1 DIGEST: 127.0.0.1:5000 sent nothing for 2s, giving up: unavailable`,
+	"layer-stalls":        `error: pull registry.test/bad/layer-stalls:1: layer 1/1 DIGEST: 127.0.0.1:5000 sent nothing for 6s, giving up: unavailable`,
 	"layer-truncated":     `error: pull registry.test/bad/layer-truncated:1: layer 1/1 DIGEST: 127.0.0.1:5000 has N of its N bytes`,
 	"layer-wrong-digest":  `error: pull registry.test/bad/layer-wrong-digest:1: layer 1/1 DIGEST: content has digest DIGEST`,
 	"manifest-not-json":   `error: pull registry.test/bad/manifest-not-json:1: manifest DIGEST: not a manifest: invalid character '<' looking for beginning of value`,

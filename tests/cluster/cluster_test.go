@@ -33,13 +33,13 @@ spec:
   - name: web
     image: registry.test/box:1
     command: [sh, -c, 'mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www']
-    readinessProbe: {httpGet: {port: 80}, periodSeconds: 1}
+    readinessProbe: {httpGet: {port: 80}, periodSeconds: 1, timeoutSeconds: 10}
 `
 
 func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
 	cluster.Need(t, cluster.Berth, cluster.Stock)
 	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth}, {Kind: cluster.Stock}}})
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	kubectl := func(t *testing.T, args ...string) string {
 		t.Helper()
@@ -54,7 +54,7 @@ func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	kubectl(t, "apply", "-f", manifest)
-	kubectl(t, "wait", "--for=condition=Ready", "--timeout=60s", "pod/web-n1", "pod/web-n2")
+	kubectl(t, "wait", "--for=condition=Ready", "--timeout=3m", "pod/web-n1", "pod/web-n2")
 	for from, to := range map[string]string{"n1": "n2", "n2": "n1"} {
 		t.Run("from "+from, func(t *testing.T) {
 			address := kubectl(t, "get", "pod", "web-"+to, "-o", "jsonpath={.status.podIP}")
@@ -63,8 +63,12 @@ func TestPodsOfABerthAndAStockNodeReachEachOther(t *testing.T) {
 			}
 			// A node hears of the service's pods when it does.
 			answers := map[string]bool{}
-			harness.Eventually(t, 20*time.Second, "both pods answer for the service", func() string {
-				answers[kubectl(t, "exec", "web-"+from, "--", "testbox", "get", "http://web.default.svc.cluster.local")] = true
+			harness.Eventually(t, 2*time.Minute, "both pods answer for the service", func() string {
+				out, err := c.Kubectl(ctx, "exec", "web-"+from, "--", "testbox", "get", "http://web.default.svc.cluster.local")
+				if err != nil {
+					return err.Error()
+				}
+				answers[strings.TrimSpace(out)] = true
 				if !answers["web-n1"] || !answers["web-n2"] {
 					return fmt.Sprintf("answers: %v", answers)
 				}

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	controlTimeout = 60 * time.Second
+	controlTimeout = 3 * time.Minute
 	etcdURL        = "http://127.0.0.1:2379"
 )
 

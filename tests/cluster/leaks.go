@@ -14,7 +14,10 @@ import (
 
 // goneTimeout bounds how long pods may take to go once their namespaces are
 // being deleted.
-const goneTimeout = 2 * time.Minute
+const goneTimeout = 5 * time.Minute
+
+// leftTimeout bounds how long after that something of them may be on a node.
+const leftTimeout = 30 * time.Second
 
 func (n *Node) scope() leak.Scope {
 	c := n.berth()
@@ -81,10 +84,11 @@ func (n *Node) CheckNothingLeft(t harness.TB) {
 	allowed := append(n.berth().Residue(),
 		leak.Allowed{Kind: "rule", Pattern: `table ip6? kube-proxy.*`, Reason: "kube-proxy's, as services come and go"},
 		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/image_manager/pulled/.*`, Reason: "who may use an image is known as long as it is there"},
+		leak.Allowed{Kind: "file", Pattern: n.KubeletDir() + `/dra_manager_state`, Reason: "there are no claims in it"},
 		leak.Allowed{Kind: "file", Pattern: n.berth().RootDir + `/agent/images-used`, Reason: "when an image was used is known as long as it is there"},
 	)
 	var left []leak.Item
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(leftTimeout); ; time.Sleep(100 * time.Millisecond) {
 		after, err := leak.Take(n.scope())
 		if err != nil {
 			t.Fatalf("leak check: %v", err)

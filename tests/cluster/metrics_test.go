@@ -159,8 +159,6 @@ var absent = []string{
 	"workqueue_*",
 	// client-go's exec plugins, and how it keeps its connections.
 	"rest_client_exec_plugin_*", "rest_client_transport_*", "rest_client_dns_*",
-	// Dynamic resource allocation.
-	"dra_*", "kubelet_dra_*",
 	// Volumes are set up by the pod's worker, which has no actual state of the
 	// world to reconstruct, no operations that are forced, and no sweep for orphans.
 	"force_cleaned_*", "reconstruct_volume_*", "storage_operation_*", "volume_manager_*", "volume_operation_*", "csi_operations_*",

@@ -18,7 +18,7 @@ import (
 	"github.com/berth-io/berth/tests/leak"
 )
 
-const nodeTimeout = 60 * time.Second
+const nodeTimeout = 3 * time.Minute
 
 // mirrored are the registries that the cluster's own stands for.
 var mirrored = []string{harness.Registry, "registry.k8s.io", "k8s.gcr.io", "gcr.io", "docker.io"}

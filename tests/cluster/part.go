@@ -15,7 +15,7 @@ import (
 const tagName = "BERTH_TEST_CLUSTER"
 
 // stopTimeout bounds how long a part may take to end after SIGTERM.
-const stopTimeout = 20 * time.Second
+const stopTimeout = time.Minute
 
 // part is one running component of a cluster. It outlives this process unless
 // it is stopped.
@@ -31,6 +31,9 @@ func (c *Cluster) environ() []string {
 		"PATH=" + c.Config.Bin + ":" + c.peers() + ":" + os.Getenv("PATH"),
 		"HOME=/root",
 		"TERM=" + os.Getenv("TERM"),
+		// What kubectl remembers of an API is of this cluster alone: others
+		// have its address, too.
+		"KUBECACHEDIR=" + filepath.Join(c.Dir, "kubectl"),
 		"KUBECONFIG=" + c.kubeconfig("admin"),
 		tagName + "=" + c.Config.Name,
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/berth-io/berth/tests/registry"
 )
 
-const registryTimeout = 60 * time.Second
+const registryTimeout = 3 * time.Minute
 
 // startRegistry returns when all images are there to be pulled.
 func (c *Cluster) startRegistry(ctx context.Context) error {

@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/berth-io/berth/tests/harness"
 	"github.com/berth-io/berth/tests/images"
 )
 
@@ -54,9 +56,10 @@ func (n *Node) startServiceNetwork(ctx context.Context, podCIDR string) error {
 //go:embed coredns.yaml
 var coreDNS string
 
-const dnsTimeout = 60 * time.Second
+const dnsTimeout = 3 * time.Minute
 
-// startDNS runs CoreDNS as a Deployment and waits until it answers probes.
+// startDNS runs CoreDNS as a Deployment and waits until it answers probes, and
+// questions that come from each node: its proxy has to hear of it, too.
 func (c *Cluster) startDNS(ctx context.Context) error {
 	if c.Config.NoDNS {
 		return nil
@@ -69,7 +72,7 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 	if _, err := c.Kubectl(ctx, "apply", "-f", manifest); err != nil {
 		return err
 	}
-	return c.eventually(ctx, dnsTimeout, nil, func(ctx context.Context) error {
+	err := c.eventually(ctx, dnsTimeout, nil, func(ctx context.Context) error {
 		d, err := c.Client.AppsV1().Deployments(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -79,4 +82,24 @@ func (c *Cluster) startDNS(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		if n.Kind == Host {
+			continue
+		}
+		dial := harness.Dialer(c.netns(n.Name))
+		resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dial(ctx, network, dnsIP+":53")
+		}}
+		err := c.eventually(ctx, dnsTimeout, nil, func(ctx context.Context) error {
+			_, err := resolver.LookupHost(ctx, "kubernetes.default.svc."+dnsDomain+".")
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("from %s: %w", n.Name, err)
+		}
+	}
+	return nil
 }

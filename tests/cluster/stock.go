@@ -11,7 +11,7 @@ import (
 	"github.com/berth-io/berth/tests/stock"
 )
 
-const socketTimeout = 30 * time.Second
+const socketTimeout = 2 * time.Minute
 
 func (n *Node) containerd() stock.ContainerdConfig {
 	return stock.ContainerdConfig{

@@ -14,7 +14,7 @@ import (
 )
 
 // startTimeout bounds the start of a test's cluster.
-const startTimeout = 3 * time.Minute
+const startTimeout = 6 * time.Minute
 
 // New is Start for a test: whatever goes wrong fails the test, and the cluster
 // goes with it. Bin and Name have defaults. Clusters of test processes that

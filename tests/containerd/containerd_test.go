@@ -3,11 +3,11 @@
 package containerd
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -39,8 +39,8 @@ spec:
   - name: web
     image: $BOX
     command: [sh, -c, 'trap "exit 0" TERM; httpd -p 8080 -h /v; echo serving; sleep 100000 & wait']
-    readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
-    livenessProbe: {exec: {command: [cat, /v/index.html]}, periodSeconds: 1}
+    readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
+    livenessProbe: {exec: {command: [cat, /v/index.html]}, periodSeconds: 1, timeoutSeconds: 10}
     resources: {limits: {memory: 64Mi, cpu: 500m}}
     volumeMounts: [{name: v, mountPath: /v}]
   - name: short
@@ -99,8 +99,11 @@ func TestAgentRunsAPodOnContainerd(t *testing.T) {
 	if !strings.HasPrefix(web(before).ContainerID, "containerd://") {
 		t.Errorf("the container is %s", web(before).ContainerID)
 	}
-	if log := n.MustCLI("logs", "smoke", "-c", "web"); log != "serving\n" {
+	if log := smoke.WaitLog("web", "\n"); log != "serving\n" {
 		t.Errorf("the log is %q", log)
+	}
+	if log := n.MustCLI("logs", "smoke", "-c", "web"); log != "serving\n" {
+		t.Errorf("the command line says that the log is %q", log)
 	}
 	if got := n.MustCLI("exec", "smoke", "-c", "web", "--", "wget", "-qO-", "http://"+before.Status.PodIP+":8080/"); got != "value" {
 		t.Errorf("the server says %q", got)
@@ -121,7 +124,7 @@ func TestAgentRunsAPodOnContainerd(t *testing.T) {
 
 	smoke.Delete()
 	client := harness.DialCRI(t, c.Socket)
-	harness.Eventually(t, 10*time.Second, "the runtime has nothing of the pod", func() string {
+	harness.Eventually(t, harness.PodTimeout, "the runtime has nothing of the pod", func() string {
 		containers, err := client.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		if err != nil {
 			return err.Error()
@@ -135,13 +138,16 @@ func TestAgentRunsAPodOnContainerd(t *testing.T) {
 		}
 		return ""
 	})
-	for _, dir := range []string{n.Config.KubeletDir + "/pods", n.Config.PodLogsDir} {
-		if left, err := os.ReadDir(dir); len(left) > 0 || err != nil {
-			t.Errorf("%s has %v, %v", dir, left, err)
+	harness.Eventually(t, harness.PodTimeout, "nothing else is left of the pod", func() string {
+		for _, dir := range []string{n.Config.KubeletDir + "/pods", n.Config.PodLogsDir} {
+			if left, err := os.ReadDir(dir); len(left) > 0 || err != nil {
+				return fmt.Sprintf("%s has %v, %v", dir, left, err)
+			}
 		}
-	}
-	if pods, err := filepath.Glob("/sys/fs/cgroup/*" + n.Config.CgroupRoot + "/kubepods/*/pod*"); len(pods) > 0 || err != nil {
-		t.Errorf("cgroups are left: %v, %v", pods, err)
-	}
+		if pods, err := filepath.Glob("/sys/fs/cgroup/*" + n.Config.CgroupRoot + "/kubepods/*/pod*"); len(pods) > 0 || err != nil {
+			return fmt.Sprintf("cgroups are left: %v, %v", pods, err)
+		}
+		return ""
+	})
 	n.Stop()
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/berth-io/berth/tests/cluster"
+	"github.com/berth-io/berth/tests/dradriver"
 	"github.com/berth-io/berth/tests/harness"
 )
 
@@ -30,7 +32,7 @@ const namespace = corev1.NamespaceDefault
 
 // What a node with an API server does beside: it registers, reports, shows its
 // static pods, keeps volumes of the API's objects up to date, gets tokens,
-// records its pulls, and resizes.
+// records its pulls, has a claim's device prepared, and resizes.
 const apiManifest = `apiVersion: v1
 kind: Pod
 metadata: {name: $NAME}
@@ -38,6 +40,7 @@ spec:
   nodeName: $NODE
   restartPolicy: Never
   terminationGracePeriodSeconds: 5
+  resourceClaims: [{name: device, resourceClaimName: $NAME}]
   initContainers:
   - name: init
     image: $BOX
@@ -48,9 +51,9 @@ spec:
   - name: server
     image: $BOX
     imagePullPolicy: Always
-    command: [sh, -c, 'echo server >> /out/runs; exec testbox serve --http :8080']
+    command: [sh, -c, 'echo server $DEVICE_ONE >> /out/runs; exec testbox serve --http :8080']
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
-    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    resources: {limits: {memory: 64Mi, cpu: 500m}, claims: [{name: device}]}
     volumeMounts: [{name: out, mountPath: /out}, {name: map, mountPath: /map}]
   - name: short
     image: $BOX
@@ -135,7 +138,7 @@ type lane struct {
 	*cluster.Cluster
 	t    *testing.T
 	n    *cluster.Node
-	name string // of the pod and its ConfigMap
+	name string // of the pod, its ConfigMap and its ResourceClaim
 	out  string // where its containers write
 }
 
@@ -151,6 +154,13 @@ func (l *lane) live(env string) (died bool) {
 	if err := errors.Join(os.RemoveAll(l.out), l.n.Start(env)); err != nil {
 		l.t.Fatal(err)
 	}
+	driver, err := dradriver.Start(l.t.Context(), dradriver.Config{
+		Name: l.name + ".berth.test", Node: l.n.Name, KubeletDir: l.n.KubeletDir(), CDIDir: "/var/run/cdi", Devices: []string{"red"}, Client: l.Client,
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer func() { _ = driver.Stop() }() // for when the test fails
 	over, watched := make(chan struct{}), make(chan error)
 	go func() {
 		var err error
@@ -170,7 +180,13 @@ func (l *lane) live(env string) (died bool) {
 	after := l.waitChanged(before)
 	l.checkUntouched(before, after)
 	l.remove()
-	checkRan(l.t, l.out+"/runs", "init server short static")
+	checkRan(l.t, l.out+"/runs", "init red server short static")
+	if files, err := driver.CDIFiles(); err != nil || len(files) > 0 {
+		l.t.Errorf("the claim is still prepared: %q, %v", files, err)
+	}
+	if err := driver.Stop(); err != nil {
+		l.t.Error(err)
+	}
 	l.n.CheckNothingLeft(l.t)
 	return died
 }
@@ -214,11 +230,30 @@ func (l *lane) create() {
 	if _, err := l.Client.CoreV1().ConfigMaps(namespace).Create(l.t.Context(), m, metav1.CreateOptions{}); err != nil {
 		l.t.Fatal(err)
 	}
+	l.createClaim()
 	var pod corev1.Pod
 	if err := yaml.Unmarshal(l.manifest(apiManifest), &pod); err != nil {
 		l.t.Fatal(err)
 	}
 	if _, err := l.Client.CoreV1().Pods(namespace).Create(l.t.Context(), &pod, metav1.CreateOptions{}); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// createClaim makes a claim that has its device already, as no scheduler looks at
+// the pod; that the pod may use it is the controller manager's to say.
+func (l *lane) createClaim() {
+	l.t.Helper()
+	claims := l.Client.ResourceV1().ResourceClaims(namespace)
+	claim := &resourceapi.ResourceClaim{ObjectMeta: metav1.ObjectMeta{Name: l.name}, Spec: resourceapi.ResourceClaimSpec{Devices: resourceapi.DeviceClaim{
+		Requests: []resourceapi.DeviceRequest{{Name: "one", Exactly: &resourceapi.ExactDeviceRequest{DeviceClassName: "any"}}}}}}
+	claim, err := claims.Create(l.t.Context(), claim, metav1.CreateOptions{})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	claim.Status.Allocation = &resourceapi.AllocationResult{Devices: resourceapi.DeviceAllocationResult{Results: []resourceapi.DeviceRequestAllocationResult{
+		{Request: "one", Driver: l.name + ".berth.test", Pool: l.n.Name, Device: "red"}}}}
+	if _, err := claims.UpdateStatus(l.t.Context(), claim, metav1.UpdateOptions{}); err != nil {
 		l.t.Fatal(err)
 	}
 }
@@ -364,6 +399,9 @@ func (l *lane) remove() {
 		})
 	}
 	if err := l.Client.CoreV1().ConfigMaps(namespace).Delete(l.t.Context(), l.name, metav1.DeleteOptions{}); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.Client.ResourceV1().ResourceClaims(namespace).Delete(l.t.Context(), l.name, metav1.DeleteOptions{}); err != nil {
 		l.t.Fatal(err)
 	}
 	harness.Eventually(l.t, settleTimeout, "the node does not have them", func() string {

@@ -3,14 +3,15 @@ package cri
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -128,7 +129,7 @@ func TestAReadOnlyStateDirectoryIsToldAndLeavesPodsAlone(t *testing.T) {
 	sandbox := r.runPod(pod)
 	main := r.containerConfig("main", "testbox", "pause")
 	id := r.run(sandbox, pod, main)
-	pid := r.processOf(id)
+	pid := r.pid(id)
 	r.Kill()
 	r.remount(unix.MS_RDONLY, "")
 	r.Launch()
@@ -149,18 +150,6 @@ func TestAReadOnlyStateDirectoryIsToldAndLeavesPodsAlone(t *testing.T) {
 	r.pull(harness.Busybox)
 	r.removePod(sandbox, pod)
 	r.CheckNothingLeft()
-}
-
-// processOf is the first process of a container, as the host knows it.
-func (r *runtime) processOf(id string) int {
-	r.t.Helper()
-	for _, p := range r.Containers() {
-		if strings.Contains(p.Args, "pause") {
-			return p.Pid
-		}
-	}
-	r.t.Fatalf("no process of container %s", id)
-	return 0
 }
 
 // noted remembers from where each blob is asked for.
@@ -187,14 +176,14 @@ func (w *noted) asked() []string {
 }
 
 func TestAPullThatWasCutOffGoesOnWhereItWas(t *testing.T) {
-	r := startRuntime(t, harness.Options{Amend: func(c *harness.Config) { c.Images.PullProgressTimeout = "2s" }})
+	r := startRuntime(t, harness.Options{Amend: func(c *harness.Config) { c.Images.PullProgressTimeout = "5s" }})
 	pod := r.podConfig("neighbour")
 	sandbox := r.runPod(pod)
 	id := r.run(sandbox, pod, r.containerConfig("main", "testbox", "pause"))
 	for name, cut := range map[string]func(ref string){
 		"by a registry that falls silent": func(ref string) {
 			err := r.tryPull(ref)
-			if err == nil || !strings.Contains(err.Error(), "127.0.0.1:5000 sent nothing for 2s, giving up") {
+			if err == nil || !strings.Contains(err.Error(), "127.0.0.1:5000 sent nothing for 5s, giving up") {
 				t.Errorf("error %v", err)
 			}
 		},
@@ -209,7 +198,16 @@ func TestAPullThatWasCutOffGoesOnWhereItWas(t *testing.T) {
 				}
 				return "no blob was asked for"
 			})
-			time.Sleep(300 * time.Millisecond) // the half that is sent is on its way
+			harness.Eventually(t, callTimeout, "the half that is sent", func() string {
+				files, err := filepath.Glob(filepath.Join(r.Config.RootDir, "images/content/ingest/*/data"))
+				if err != nil || len(files) != 1 {
+					return fmt.Sprintf("%v, %v", files, err)
+				}
+				if st, err := os.Stat(files[0]); err != nil || st.Size() == 0 {
+					return fmt.Sprint("nothing of it is on the disk yet: ", err)
+				}
+				return ""
+			})
 			r.Kill()
 			if err := <-done; err == nil {
 				t.Error("the pull went well")

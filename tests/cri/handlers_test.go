@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -118,7 +117,7 @@ func (h handlerTest) execTimeout() {
 		ContainerId: id, Cmd: []string{"sh", "-c", "sleep 4242 & setsid sleep 4242 & sleep 4242"}, Timeout: 1,
 	})
 	equal(h.t, "code", status.Code(err), codes.DeadlineExceeded)
-	harness.Eventually(h.t, 10*time.Second, "end of what the exec started", func() string {
+	harness.Eventually(h.t, callTimeout, "end of what the exec started", func() string {
 		if out := h.exec(id, "sh", "-c", "ps | grep 'sleep 424[2]' || true"); out != "" {
 			return out
 		}

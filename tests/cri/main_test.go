@@ -28,7 +28,7 @@ const (
 	// maxMessage is the kubelet's bound on an answer.
 	maxMessage = 16 << 20
 	// callTimeout bounds what a test waits for, on a machine that may be busy.
-	callTimeout = 60 * time.Second
+	callTimeout = 3 * time.Minute
 )
 
 // runtime is a node with the roles cri and network, and clients of its socket.
@@ -176,7 +176,7 @@ func (r *runtime) run(sandbox string, pod *runtimeapi.PodSandboxConfig, config *
 // exec runs a command, which must exit 0, and returns its trimmed output.
 func (r *runtime) exec(id string, command ...string) string {
 	r.t.Helper()
-	resp, err := r.ExecSync(r.ctx(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 30})
+	resp, err := r.ExecSync(r.ctx(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command, Timeout: 60})
 	must(r.t, err)
 	if resp.ExitCode != 0 {
 		r.t.Fatalf("%q ended with %d: %s%s", command, resp.ExitCode, resp.Stdout, resp.Stderr)

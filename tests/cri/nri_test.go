@@ -22,7 +22,10 @@ import (
 func TestNRI(t *testing.T) {
 	r := startRuntime(t, harness.Options{Amend: func(c *harness.Config) {
 		c.CDISpecDirs = []string{filepath.Dir(c.RootDir) + "/cdi"}
-		c.NRI = harness.NRI{Enable: true, SocketPath: c.RunDir + "/nri.sock", PluginPath: c.RunDir + "/none", ConfigPath: c.RunDir + "/none"}
+		c.NRI = harness.NRI{
+			Enable: true, SocketPath: c.RunDir + "/nri.sock", PluginPath: c.RunDir + "/none", ConfigPath: c.RunDir + "/none",
+			RequestTimeout: "8s", // for a plugin on a machine that is busy with other things
+		}
 	}})
 	for _, s := range []struct {
 		name string
@@ -303,6 +306,7 @@ func nriAdjust(t *testing.T, r *runtime) {
 	config := r.containerConfig("main", "testbox", "pause")
 	config.Envs = []*runtimeapi.KeyValue{{Key: "CHANGED", Value: []byte("by the request")}}
 	id := r.run(sandbox, pod, config)
+	r.waitLog(pod, config, "ready")
 	for what, c := range map[string]struct{ command, want string }{
 		"added variable":   {`tr '\0' '\n' </proc/1/environ | grep ^FROM_PLUGIN=`, "FROM_PLUGIN=yes"},
 		"changed variable": {`tr '\0' '\n' </proc/1/environ | grep ^CHANGED=`, "CHANGED=by the plugin"},

@@ -18,7 +18,7 @@ func TestHungRuntime(t *testing.T) {
 	r := startRuntime(t, harness.Options{Amend: func(c *harness.Config) {
 		var path string
 		path, hang = flaky(t, c.RuntimeBinary)
-		c.Runtimes = map[string]harness.Runtime{"flaky": {Path: path, Timeout: "2s"}}
+		c.Runtimes = map[string]harness.Runtime{"flaky": {Path: path, Timeout: "6s"}}
 	}})
 	h := hungTest{handlerTest{r, "flaky"}, hang}
 	other := r.podConfig("other")
@@ -75,7 +75,7 @@ func (h hungTest) says(err error, words ...string) {
 	if err == nil {
 		h.t.Fatal("no error")
 	}
-	for _, w := range append(words, "did not finish in 2s and was killed") {
+	for _, w := range append(words, "did not finish in 6s and was killed") {
 		if !strings.Contains(err.Error(), w) {
 			h.t.Errorf("the error does not say %q: %v", w, err)
 		}

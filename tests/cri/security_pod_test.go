@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -88,7 +87,9 @@ func podSysctls(t *testing.T, r *runtime) {
 func targetNamespace(t *testing.T, r *runtime) {
 	pod := r.podConfig("target")
 	sandbox := r.runPod(pod)
-	first := r.run(sandbox, pod, r.containerConfig("first", "testbox", "stubborn"))
+	stubborn := r.containerConfig("first", "testbox", "stubborn")
+	first := r.run(sandbox, pod, stubborn)
+	r.waitLog(pod, stubborn, "ready")
 	debug := r.containerConfig("debug", "testbox", "pause")
 	debug.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_TARGET
 	debug.Linux.SecurityContext.NamespaceOptions.TargetId = first
@@ -147,12 +148,9 @@ func stopSignal(t *testing.T, r *runtime) {
 	id := r.run(sandbox, pod, c)
 	r.waitLog(pod, c, "ready")
 	equal(t, "in the status", r.status(id).StopSignal, runtimeapi.Signal_SIGUSR1)
-	began := time.Now()
-	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 30})
+	// With another signal it would have to wait for longer than a call may take.
+	_, err := r.StopContainer(r.ctx(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 3600})
 	must(t, err)
 	equal(t, "exit code", r.waitExit(id).ExitCode, 5)
-	if took := time.Since(began); took > 25*time.Second {
-		t.Errorf("it took %v: the signal was another", took)
-	}
 	r.removePod(sandbox, pod)
 }

@@ -81,8 +81,13 @@ func cpuStats(t *testing.T, r *runtime) {
 	// Two readings further apart than the window, and what the first says at once.
 	first := r.podStats(sandbox)
 	again := r.podStats(sandbox)
-	if first.Cpu.UsageNanoCores != nil || again.Cpu.UsageNanoCores != nil {
-		t.Errorf("use of CPU without a window: %v, %v", first.Cpu, again.Cpu)
+	if first.Cpu.UsageNanoCores != nil {
+		t.Errorf("use of CPU without a window: %v", first.Cpu)
+	}
+	if again.Cpu.Timestamp-first.Cpu.Timestamp >= int64(time.Second) {
+		first = again // so late that it is the end of a window itself
+	} else if again.Cpu.UsageNanoCores != nil {
+		t.Errorf("use of CPU in less than a window: %v, %v", first.Cpu, again.Cpu)
 	}
 	time.Sleep(1500 * time.Millisecond)
 	second := r.podStats(sandbox)
@@ -175,8 +180,11 @@ func layerStats(t *testing.T, r *runtime) {
 			return "it is the old one"
 		}
 		const mib = 1 << 20
-		between(t, "bytes", after.UsedBytes, before.UsedBytes.Value+8*mib, before.UsedBytes.Value+8*mib+256<<10)
-		equal(t, "inodes", after.InodesUsed.Value, before.InodesUsed.Value+7)
+		// One that began before all was written is followed by another.
+		bytes, inodes := after.UsedBytes.GetValue()-before.UsedBytes.Value, after.InodesUsed.GetValue()-before.InodesUsed.Value
+		if bytes < 8*mib || bytes > 8*mib+256<<10 || inodes != 7 {
+			return fmt.Sprintf("%d bytes and %d inodes more than before", bytes, inodes)
+		}
 		return ""
 	})
 	r.removePod(sandbox, pod)

@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"fmt"
 	"hash"
 	"hash/crc32"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -60,6 +62,18 @@ func echo(t testing.TB, f forwarded, name, text string) {
 	equal(t, "echo", string(got), name+" "+text+"\n")
 }
 
+// gibibyteTimeout bounds how long it may take, on a machine that is busy with
+// other things.
+const gibibyteTimeout = 6 * time.Minute
+
+// much is the context of a stream of a gibibyte.
+func much(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), gibibyteTimeout)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // gibibyte is how much goes through each kind of stream, both ways.
 const gibibyte = 1 << 30
 
@@ -101,7 +115,7 @@ func TestAGibibyteThroughEachStreamComesBackWhole(t *testing.T) {
 		l := r.execLink(&runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
 		in, sent := pattern()
 		out := newReceived()
-		must(t, l.executor(t, "SPDY").StreamWithContext(r.ctx(), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
+		must(t, l.executor(t, "SPDY").StreamWithContext(much(t), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
 		out.check(t, sent)
 	})
 	t.Run("exec over WebSocket", func(t *testing.T) {
@@ -109,7 +123,7 @@ func TestAGibibyteThroughEachStreamComesBackWhole(t *testing.T) {
 		l := r.execLink(&runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"cat"}, Stdin: true, Stdout: true})
 		in, sent := pattern()
 		out := newReceived()
-		must(t, l.executor(t, "WebSocket").StreamWithContext(r.ctx(), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
+		must(t, l.executor(t, "WebSocket").StreamWithContext(much(t), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
 		out.check(t, sent)
 	})
 	t.Run("attach", func(t *testing.T) {
@@ -120,7 +134,7 @@ func TestAGibibyteThroughEachStreamComesBackWhole(t *testing.T) {
 		l := r.attachLink(&runtimeapi.AttachRequest{ContainerId: id, Stdin: true, Stdout: true})
 		in, sent := pattern()
 		out := newReceived()
-		must(t, l.executor(t, "SPDY").StreamWithContext(r.ctx(), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
+		must(t, l.executor(t, "SPDY").StreamWithContext(much(t), remotecommand.StreamOptions{Stdin: in, Stdout: out}))
 		out.check(t, sent)
 	})
 	t.Run("port-forward", func(t *testing.T) {

@@ -153,6 +153,7 @@ func sharedProcesses(t *testing.T, r *runtime) {
 	second.Metadata.Name, second.LogPath = "second", "second/0.log"
 	second.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 	b := r.run(sandbox, pod, second)
+	r.waitLog(pod, second, "ready")
 	if ps := r.exec(a, "ps"); !strings.Contains(ps, "stubborn") || !strings.Contains(ps, "pause") || !strings.Contains(ps, " init") {
 		t.Errorf("processes seen by the first container:\n%s", ps)
 	}

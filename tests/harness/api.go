@@ -21,7 +21,7 @@ func newAPIClient(socket string) *apiClient {
 		return d.DialContext(ctx, "unix", socket)
 	}
 	return &apiClient{http: http.Client{
-		Timeout:   10 * time.Second,
+		Timeout:   time.Minute,
 		Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Second},
 	}}
 }

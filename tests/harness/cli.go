@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-const cliTimeout = 90 * time.Second
+const cliTimeout = 4 * time.Minute
 
 // Result of one command.
 type Result struct {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	readyTimeout = 30 * time.Second
-	stopTimeout  = 20 * time.Second
+	readyTimeout = 2 * time.Minute
+	stopTimeout  = time.Minute
 )
 
 // tagName marks the processes of a node in their environment.

@@ -62,6 +62,9 @@ type Config struct {
 	NRI            NRI                `json:"nri"`
 	CDISpecDirs    []string           `json:"cdiSpecDirs,omitempty"`
 
+	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
+	SELinux        SELinux  `json:"selinux,omitzero"`
+
 	CNIConfDir    string   `json:"cniConfDir,omitempty"`
 	CNIBinDirs    []string `json:"cniBinDirs,omitempty"`
 	CertsDirs     []string `json:"certsDirs,omitempty"`
@@ -77,6 +80,11 @@ type Runtime struct {
 	Path    string   `json:"path"`
 	Args    []string `json:"args,omitempty"`
 	Timeout string   `json:"timeout,omitempty"`
+}
+
+// SELinux is the part of Config about labels.
+type SELinux struct {
+	Enable bool `json:"enable,omitempty"`
 }
 
 // NRI is the part of Config about plugins.

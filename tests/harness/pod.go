@@ -14,8 +14,8 @@ import (
 )
 
 // PodTimeout bounds every wait for something of a pod. The machine may be busy
-// with a dozen other pods.
-const PodTimeout = 60 * time.Second
+// with a dozen other pods, and with other things.
+const PodTimeout = 3 * time.Minute
 
 // WriteManifest puts a file into the manifest directory, complete or not at all.
 func (n *Node) WriteManifest(file, content string) {

@@ -17,7 +17,8 @@ import (
 
 // E2E has an image for every reference that the specs of Kubernetes' e2e suite
 // (v1.36, test/utils/image/manifest.go) name for a Linux node without special
-// hardware, but for those of volume servers, CSI drivers and benchmarks.
+// hardware, but for those of volume servers, CSI drivers and benchmarks. Of the CSI
+// driver hostpathplugin there is the proxy that tests of drivers use.
 func (b *Builder) E2E() (map[string]v1.Image, error) {
 	tools, err := b.e2eTools()
 	if err != nil {
@@ -25,7 +26,7 @@ func (b *Builder) E2E() (map[string]v1.Image, error) {
 	}
 	out := map[string]v1.Image{}
 	for _, add := range []func(map[string]v1.Image, v1.Layer) error{
-		b.addServers, b.addBusyboxes, b.addPause, b.addAgnhost, b.addPets, b.addPrograms, b.addAPIServer,
+		b.addServers, b.addBusyboxes, b.addPause, b.addAgnhost, b.addPets, b.addPrograms, b.addAPIServer, b.addProxy,
 	} {
 		if err := add(out, tools); err != nil {
 			return nil, err
@@ -212,6 +213,21 @@ func (b *Builder) addPrograms(out map[string]v1.Image, tools v1.Layer) error {
 		return err
 	}
 	out[e2eImages+"regression-issue-74839:1.4"], err = assemble(v1.Config{Entrypoint: []string{"/regression-issue-74839"}}, tools, layer)
+	return err
+}
+
+// addProxy adds the program by which drivers in the suite's process are reached.
+func (b *Builder) addProxy(out map[string]v1.Image, tools v1.Layer) error {
+	t := newTree()
+	if err := t.host("hostpathplugin", filepath.Join(b.Bin, "hostpathplugin")); err != nil {
+		return fmt.Errorf("%w (made by: make testbins)", err)
+	}
+	layer, err := t.layer()
+	if err != nil {
+		return err
+	}
+	out["registry.k8s.io/sig-storage/hostpathplugin:v1.17.1"], err = assemble(v1.Config{
+		Entrypoint: []string{"/hostpathplugin"}, Env: []string{"PATH=" + Path}}, tools, layer)
 	return err
 }
 

@@ -30,7 +30,7 @@ import (
 
 const (
 	server  = "10.203.0.1:6443"
-	timeout = 60 * time.Second
+	timeout = 3 * time.Minute
 )
 
 func TestHostsJoinAClusterAndRenewTheirCertificates(t *testing.T) {

@@ -36,9 +36,9 @@ spec:
   - name: main
     image: $BOX
     command: [testbox, serve, -tcp, ':9090']
-    startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1}
-    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
-    livenessProbe: {exec: {command: [sh, -c, 'test -e /shared/file']}, periodSeconds: 1, timeoutSeconds: 5}
+    startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
+    livenessProbe: {exec: {command: [sh, -c, 'test -e /shared/file']}, periodSeconds: 1, timeoutSeconds: 20}
     resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
     volumeMounts: [{name: shared, mountPath: /shared}, {name: memory, mountPath: /memory}]
   volumes:
@@ -77,7 +77,7 @@ spec:
 `, checkHostNetwork},
 	{"a pod ends in time", "graceful", `
 spec:
-  terminationGracePeriodSeconds: 30
+  terminationGracePeriodSeconds: 3600
   containers:
   - name: main
     image: $BOX
@@ -135,7 +135,7 @@ func (p *pod) checkPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	for range 2 {
 		resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/", ports[0].Local))
 		if err != nil {
@@ -191,22 +191,27 @@ func checkCrash(t *testing.T, p *pod) {
 func checkRotation(t *testing.T, p *pod) {
 	got := p.waitReady()
 	dir := filepath.Join(p.n.Config.PodLogsDir, fmt.Sprintf("default_%s_%s", p.name, got.UID), "main")
-	var files []string
+	var text string
 	harness.Eventually(t, harness.PodTimeout, "two rotations", func() string {
-		var err error
-		if files, err = filepath.Glob(dir + "/0.log.*"); err != nil {
+		files, err := filepath.Glob(dir + "/0.log.*")
+		if err != nil {
 			return err.Error()
 		}
 		files = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, ".tmp") })
 		if len(files) < 2 {
 			return fmt.Sprintf("there are %v", files)
 		}
+		// One that is the oldest may be removed before it is read.
+		if text, err = readLogs(files); err != nil {
+			return err.Error()
+		}
+		// The last may be written to until the runtime has heard of its new name.
+		text = text[:strings.LastIndex(text, "\n")+1]
+		if text == "" {
+			return fmt.Sprintf("%v are empty", files)
+		}
 		return ""
 	})
-	text, err := readLogs(files)
-	if err != nil {
-		t.Fatal(err)
-	}
 	first := 0 // the kubelet may have removed the oldest file already
 	if _, err := fmt.Sscanf(text[strings.Index(text, " line "):], " line %d", &first); err != nil {
 		t.Fatalf("the log begins with %.200q: %v", text, err)
@@ -288,11 +293,14 @@ func checkAttach(t *testing.T, p *pod) {
 
 func checkHostNetwork(t *testing.T, p *pod) {
 	p.waitReady() // without an address: that is the node object's, of which there is none
-	c, err := p.n.Dial(t.Context(), "tcp", "127.0.0.1:18080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
+	harness.Eventually(t, harness.PodTimeout, "it is there on the node's loopback", func() string {
+		c, err := p.n.Dial(t.Context(), "tcp", "127.0.0.1:18080")
+		if err != nil {
+			return err.Error()
+		}
+		c.Close()
+		return ""
+	})
 }
 
 // url of a streaming endpoint of the kubelet's server.

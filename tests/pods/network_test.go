@@ -52,6 +52,7 @@ spec:
 			client := p.Node().Pod(t, "default", "talk-client")
 			from := client.WaitReady().Status.PodIP
 			to := p.WaitReady().Status.PodIP
+			p.WaitLog("main", "serving")
 			trimmed(t, "source address", client.Exec("main", "testbox", "get", "http://"+to+":8080/remote"), from)
 			trimmed(t, "UDP", client.Exec("main", "testbox", "send", "--network", "udp", to+":9001", "ping"), "talk ping")
 			trimmed(t, "from the node", fetch(t, p.Node().Dial, "http://"+to+":8080/"), "talk")
@@ -130,7 +131,7 @@ spec:
 		{"a pod keeps its address when a container restarts", "keepaddress", `
 spec:
   containers:
-  - {name: main, image: $BOX, command: [testbox, exit, --after, 500ms, --code, "1"]}
+  - {name: main, image: $BOX, command: [testbox, exit, --after, 3s, --code, "1"]}
 `, func(t *testing.T, p *harness.Pod) {
 			ip := p.WaitReady().Status.PodIP
 			pod := p.Wait("a restart", func(pod corev1.Pod) string {
@@ -148,7 +149,7 @@ type dial = func(ctx context.Context, network, address string) (net.Conn, error)
 
 func fetch(t *testing.T, d dial, url string) string {
 	t.Helper()
-	c := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: d, DisableKeepAlives: true}}
+	c := http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: d, DisableKeepAlives: true}}
 	resp, err := c.Get(url)
 	if err != nil {
 		t.Errorf("%v", err)
@@ -164,7 +165,7 @@ func fetch(t *testing.T, d dial, url string) string {
 
 func sendLine(t *testing.T, d dial, network, address, line string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c, err := d(ctx, network, address)
 	if err != nil {
@@ -172,7 +173,7 @@ func sendLine(t *testing.T, d dial, network, address, line string) string {
 		return ""
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintln(c, line)
 	answer, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +15,7 @@ import (
 
 func TestOneNodeADirectory(t *testing.T) {
 	n := startNode(t, harness.Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.PodTimeout)
 	defer cancel()
 	out, err := n.Command(ctx, "node").CombinedOutput()
 	if err == nil {
@@ -86,7 +85,7 @@ func TestExecWithATerminal(t *testing.T) {
 	if err := unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 17, Col: 71}); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.PodTimeout)
 	defer cancel()
 	cmd := n.Command(ctx, "exec", "-it", "tty", "--", "sh")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
@@ -95,8 +94,8 @@ func TestExecWithATerminal(t *testing.T) {
 	}
 	slave.Close()
 	// The words are put together so that the echo of the input is not taken
-	// for the answer.
-	if _, err := master.WriteString("echo si\"\"ze $(stty size); test -t 0 && echo it is a ter\"\"minal; exit 3\n"); err != nil {
+	// for the answer. The terminal's size comes beside them.
+	if _, err := master.WriteString("until test \"$(stty size)\" = \"17 71\"; do sleep 0.1; done; echo si\"\"ze $(stty size); test -t 0 && echo it is a ter\"\"minal; exit 3\n"); err != nil {
 		t.Fatal(err)
 	}
 	var text strings.Builder

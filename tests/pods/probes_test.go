@@ -22,9 +22,10 @@ spec:
     readinessProbe:
       httpGet: {path: /healthz, port: web, httpHeaders: [{name: Host, value: probe.test}]}
       periodSeconds: 1
+      timeoutSeconds: 10
       failureThreshold: 1
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("Unhealthy", "Readiness probe failed"), "503")
+			p.WaitEvent("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 503")
 			pod := p.WaitPhase(corev1.PodRunning)
 			equal(t, "Ready", harness.Condition(pod, corev1.PodReady), corev1.ConditionFalse)
 			p.Exec("main", "testbox", "get", "http://127.0.0.1:8080/set?ok=true")
@@ -44,9 +45,9 @@ spec:
   - name: main
     image: $BOX
     command: [testbox, serve, --tcp, ":9000", --unhealthy]
-    readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
+    readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, timeoutSeconds: 10}
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("Unhealthy", "Readiness probe failed"), "connection refused")
+			contains(t, "event", p.WaitEvent("Unhealthy", "connection refused"), "Readiness probe failed")
 			p.Exec("main", "testbox", "get", "http://127.0.0.1:8080/set?ok=true")
 			p.WaitReady()
 		}},
@@ -56,11 +57,11 @@ spec:
   - name: main
     image: $BOX
     command: [testbox, serve, --grpc, ":9090"]
-    readinessProbe: {grpc: {port: 9090, service: main}, periodSeconds: 1}
+    readinessProbe: {grpc: {port: 9090, service: main}, periodSeconds: 1, timeoutSeconds: 10}
   - name: other
     image: $BOX
     command: [testbox, serve, --http, ":8081", --grpc, ":9091"]
-    readinessProbe: {grpc: {port: 9091, service: other}, periodSeconds: 1}
+    readinessProbe: {grpc: {port: 9091, service: other}, periodSeconds: 1, timeoutSeconds: 10}
 `, func(t *testing.T, p *harness.Pod) {
 			p.WaitEvent("Unhealthy", "NOT_SERVING")
 			pod := p.Wait("main ready", func(pod corev1.Pod) string {
@@ -78,9 +79,9 @@ spec:
   containers:
   - name: main
     image: $BOX
-    readinessProbe: {exec: {command: [sh, -c, 'echo looking; test -e /tmp/ready']}, periodSeconds: 1, successThreshold: 2}
+    readinessProbe: {exec: {command: [sh, -c, 'echo looking; test -e /tmp/ready']}, periodSeconds: 1, timeoutSeconds: 10, successThreshold: 2}
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("Unhealthy", "Readiness probe failed"), "looking")
+			contains(t, "event", p.WaitEvent("Unhealthy", "looking"), "Readiness probe failed")
 			p.Exec("main", "touch", "/tmp/ready")
 			p.WaitReady()
 		}},
@@ -91,7 +92,7 @@ spec:
     image: $BOX
     readinessProbe: {exec: {command: [sleep, "30"]}, periodSeconds: 1, timeoutSeconds: 1}
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("Unhealthy", ""), "timed out after 1s")
+			p.WaitEvent("Unhealthy", "timed out after 1s")
 			out := p.Exec("main", "ps")
 			equal(t, "a sleep is left running", strings.Count(out, "sleep 30") > 1, false)
 		}},
@@ -102,7 +103,8 @@ spec:
   - name: main
     image: $BOX
     command: [testbox, serve]
-    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
+    startupProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
+    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}
 `, func(t *testing.T, p *harness.Pod) {
 			first := p.WaitReady().Status.ContainerStatuses[0].ContainerID
 			p.Exec("main", "testbox", "get", "http://127.0.0.1:8080/set?ok=false")
@@ -122,12 +124,13 @@ spec:
   containers:
   - name: main
     image: $BOX
-    command: [testbox, serve, --after, 2500ms]
-    startupProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 20}
-    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 1}
-    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    command: [testbox, serve, --unhealthy]
+    startupProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 200}
+    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 1}
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
 `, func(t *testing.T, p *harness.Pod) {
-			contains(t, "event", p.WaitEvent("Unhealthy", "Startup probe failed"), "503")
+			p.WaitEvent("Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503")
+			p.Exec("main", "testbox", "get", "http://127.0.0.1:8080/set?ok=true")
 			s, _ := harness.Container(p.WaitReady(), "main")
 			equal(t, "started", s.Started != nil && *s.Started, true)
 			equal(t, "restarts", s.RestartCount, 0)
@@ -139,7 +142,7 @@ spec:
   - name: main
     image: $BOX
     command: [testbox, stubborn]
-    startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, failureThreshold: 2, terminationGracePeriodSeconds: 1}
+    startupProbe: {exec: {command: ["false"]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2, terminationGracePeriodSeconds: 1}
 `, func(t *testing.T, p *harness.Pod) {
 			pod := p.Wait("restarted", func(pod corev1.Pod) string {
 				if s, _ := harness.Container(pod, "main"); s.LastTerminationState.Terminated == nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/berth-io/berth/tests/harness"
@@ -130,9 +131,13 @@ spec:
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				p.TryExec("main", "sh", "-c", "exec timeout 2 sh -c 'sleep 31.4159'")
+				p.TryExec("main", "sh", "-c", "exec sleep 31.4159") // which no other process has as an argument
 			}()
-			got := groupOf(t, hostPid(t, p.Node(), "31.4159"))
+			pid := hostPid(t, p.Node(), "31.4159")
+			got := groupOf(t, pid)
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Error(err)
+			}
 			// It may have one of its own below, to be killed by.
 			if in := want.dir("memory", 0); !strings.HasPrefix(got.dir("memory", 0)+"/", in+"/") {
 				t.Errorf("group: got %s, want it in %s", got.dir("memory", 0), in)

@@ -299,7 +299,7 @@ spec:
     command: [testbox, report]
     volumeMounts: [{name: disk, mountPath: /disk}, {name: memory, mountPath: /memory}, {name: names, mountPath: /names}, {name: disk, mountPath: /sub, subPath: a}]
     securityContext: {procMount: Unmasked, capabilities: {add: [SYS_ADMIN]}}
-    readinessProbe: {exec: {command: [test, -O, /memory]}}
+    readinessProbe: {exec: {command: [test, -O, /memory]}, timeoutSeconds: 10}
   - {name: other, image: $BOX, command: [testbox, report], volumeMounts: [{name: disk, mountPath: /disk}], securityContext: {runAsUser: 1000}}
   volumes:
   - {name: disk, emptyDir: {}}
@@ -325,7 +325,9 @@ spec:
 			p.Exec("other", "sh", "-c", "echo more >> /disk/f")
 			p.Exec("main", "sh", "-c", "mount -t proc proc /mnt")
 			first := strings.Fields(p.Exec("main", "cat", "/proc/self/uid_map"))
-			second := strings.Fields(p.Node().Pod(t, "default", "userns-2").Exec("main", "cat", "/proc/self/uid_map"))
+			other := p.Node().Pod(t, "default", "userns-2")
+			other.WaitReady()
+			second := strings.Fields(other.Exec("main", "cat", "/proc/self/uid_map"))
 			equal(t, "length of the mapping", first[2], "65536")
 			equal(t, "both pods have the same IDs", first[1] == second[1], false)
 		}},

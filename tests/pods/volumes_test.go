@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,10 +47,12 @@ spec:
   volumes: [{name: scratch, emptyDir: {}}]
 `, func(t *testing.T, p *harness.Pod) {
 			pod := p.WaitReady()
-			harness.Eventually(t, harness.PodTimeout, "the file", func() string {
-				return p.TryExec("reader", "cat", "/in/f").Stderr
+			harness.Eventually(t, harness.PodTimeout, "the file with its content", func() string {
+				if r := p.TryExec("reader", "cat", "/in/f"); r.Stdout != "shared\n" {
+					return fmt.Sprintf("%q %s", r.Stdout, r.Stderr)
+				}
+				return ""
 			})
-			trimmed(t, "content", p.Exec("reader", "cat", "/in/f"), "shared")
 			contains(t, "writing to the read-only mount", p.TryExec("reader", "touch", "/in/g").Stderr, "Read-only file system")
 			dir := filepath.Join(p.Node().Config.KubeletDir, "pods", string(pod.UID))
 			if _, err := os.Stat(filepath.Join(dir, "volumes/kubernetes.io~empty-dir/scratch/f")); err != nil {

@@ -164,8 +164,11 @@ spec:
   - {name: main, image: $BOX, command: [sh, -c, 'echo out; echo err >&2; printf %20000s x; echo; echo end; exec testbox pause']}
   - {name: side, image: $BOX, command: [sh, -c, 'testbox lines -n 50; exec testbox pause']}
 `))
+	p.WaitReady()
 	p.WaitLog("main", "end")
+	p.WaitLog("main", "err") // from another stream
 	p.WaitLog("side", "end 50")
+	p.WaitEvent("Started", "")
 	t.Run("get pods prints a table, JSON and YAML", func(t *testing.T) {
 		n := n.For(t)
 		table := n.MustCLI("get", "pods", "-o", "wide")

@@ -24,7 +24,7 @@ spec:
     image: ` + harness.Box + `
     command: [sh, -c, 'echo run >> /data/runs; exec testbox serve --http :8080']
     ports: [{containerPort: 8080, hostPort: 30080}]
-    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}
     volumeMounts: [{name: data, mountPath: /data}, {name: mem, mountPath: /mem, subPath: a}]
   volumes:
   - {name: data, emptyDir: {}}
@@ -68,6 +68,13 @@ func rebootPods(t *testing.T, keepRun bool) {
 	before := always.WaitReady()
 	done.WaitPhase(corev1.PodSucceeded)
 	never.WaitReady()
+	harness.Eventually(t, harness.PodTimeout, "both that do not restart have run", func() string {
+		runs, _ := os.ReadFile(n.Dir + "/out/runs") // made by the first
+		if got := string(runs); got != "done\nnever\n" && got != "never\ndone\n" {
+			return got
+		}
+		return ""
+	})
 
 	n.Reboot(keepRun)
 

@@ -40,17 +40,30 @@ spec:
 	}
 	n.WriteManifest("pods.yaml", b.String())
 	start := time.Now()
-	harness.Eventually(t, 3*time.Minute, "all pods ready", func() string { return allReady(n) })
+	harness.Eventually(t, 6*time.Minute, "all pods ready", func() string { return allReady(n) })
 	t.Logf("%d pods ready after %.1f s", pods, time.Since(start).Seconds())
 
 	before := status(n)
 	processes := map[harness.Process]bool{}
-	for _, p := range n.Containers() {
-		processes[p] = true
-	}
-	if len(processes) < pods {
-		t.Fatalf("only %d container processes", len(processes))
-	}
+	// A container has started before its program has: the shell, and its child.
+	harness.Eventually(t, harness.PodTimeout, "all containers run their programs", func() string {
+		clear(processes)
+		for _, p := range n.Containers() {
+			if strings.HasPrefix(p.Args, "sh -c ") || strings.HasPrefix(p.Args, "sleep ") {
+				processes[p] = true
+			}
+		}
+		sleeping := 0
+		for p := range processes {
+			if strings.HasPrefix(p.Args, "sleep ") {
+				sleeping++
+			}
+		}
+		if sleeping != pods || len(processes) != 2*pods {
+			return fmt.Sprintf("%d processes, %d of them children", len(processes), sleeping)
+		}
+		return ""
+	})
 
 	n.Kill()
 	start = time.Now()
@@ -92,9 +105,12 @@ spec:
 	t.Logf("%d pods gone after %.1f s", pods, time.Since(start).Seconds())
 	n.CheckNothingLeft()
 	// Connections of ours and of its own to its sockets come and go.
-	if files := n.OpenFiles(); files > empty+20 {
-		t.Errorf("the daemon has %d open files without pods, %d before it had any", files, empty)
-	}
+	harness.Eventually(t, harness.PodTimeout, "the daemon's files are closed", func() string {
+		if files := n.OpenFiles(); files > empty+20 {
+			return fmt.Sprintf("it has %d open without pods, %d before it had any", files, empty)
+		}
+		return ""
+	})
 }
 
 func allReady(n *harness.Node) string {

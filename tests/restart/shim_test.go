@@ -1,6 +1,7 @@
 package restart
 
 import (
+	"fmt"
 	"os"
 	"syscall"
 	"testing"
@@ -44,9 +45,12 @@ spec:
 	if after.UID != before.UID {
 		t.Error("it is another pod")
 	}
-	if running := len(n.Containers()); running != 1 {
-		t.Errorf("%d container processes, want the new one alone", running)
-	}
+	harness.Eventually(t, harness.PodTimeout, "the new container's process is alone", func() string {
+		if running := len(n.Containers()); running != 1 {
+			return fmt.Sprintf("%d container processes", running)
+		}
+		return ""
+	})
 	n.RemoveAll()
 	n.CheckNothingLeft()
 }

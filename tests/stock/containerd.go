@@ -17,7 +17,7 @@ import (
 	"github.com/berth-io/berth/tests/harness"
 )
 
-const startTimeout = 30 * time.Second
+const startTimeout = 2 * time.Minute
 
 // ContainerdConfig is where a containerd keeps what, and what it uses.
 type ContainerdConfig struct {
@@ -131,7 +131,7 @@ func StartContainerd(t harness.TB, n *harness.Node, bin, pause string) *Containe
 	}
 	client := harness.DialCRI(t, c.Socket)
 	harness.Eventually(t, startTimeout, "containerd ready", func() string {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		st, err := client.Status(ctx, &runtimeapi.StatusRequest{})
 		if err != nil {

@@ -26,7 +26,7 @@ import (
 
 const (
 	kubeletPort = "10250"
-	stopTimeout = 20 * time.Second
+	stopTimeout = time.Minute
 )
 
 // Kubelet is a kubelet without an API server, on the runtime of a node: it runs
@@ -53,7 +53,7 @@ func NewKubelet(t harness.TB, n *harness.Node, bin string) *Kubelet {
 	k := &Kubelet{t: t, n: n, bin: filepath.Join(bin, "kubelet"), Config: defaultConfig(n)}
 	k.API = &rest.Config{Host: "https://" + k.relay(), TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 	k.http = &http.Client{
-		Timeout:   10 * time.Second,
+		Timeout:   time.Minute,
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, IdleConnTimeout: time.Second}, // its certificate is its own
 	}
 	if err := harness.MakeCgroup(n.Config.CgroupRoot); err != nil {

@@ -1,5 +1,6 @@
 // Package vm runs the scenarios about cgroups on a host with systemd and
-// cgroup v2 only, in a virtual machine, with both cgroup drivers.
+// cgroup v2 only, in a virtual machine, with both cgroup drivers, and has such a
+// machine become a node of a cluster.
 //
 // The machine comes from a script, $BERTH_VM or ../shared/vm/vm.sh beside the
 // repository, that knows two commands:
@@ -20,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/berth-io/berth/tests/cluster"
 )
 
 // work keeps the machine's kernel and disk from one run to the next.
@@ -36,28 +39,13 @@ var suites = []struct{ pkg, tests string }{
 }
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to make the virtual machine's disk")
-	}
-	script := script(t)
-	bin := os.Getenv("BERTH_TEST_BIN")
-	if bin == "" {
-		t.Fatal("BERTH_TEST_BIN is not set: run make test")
-	}
-	if err := os.MkdirAll(work, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	run(t, 15*time.Minute, script, "prepare", work, packages)
+	script, bin := prepare(t)
 	payload := t.TempDir()
 	for _, suite := range suites {
-		build := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, suite.pkg+".test"), "../"+suite.pkg)
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("build tests/%s: %v\n%s", suite.pkg, err, out)
-		}
+		build(t, payload, suite.pkg)
 	}
 	for _, name := range []string{"berth", "berth-shim", "berth-cni", "runc", "tests"} {
-		run(t, time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
+		run(t, 5*time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
 	}
 	for _, driver := range []string{"cgroupfs", "systemd"} {
 		t.Run(driver, func(t *testing.T) {
@@ -68,27 +56,98 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 				"failed=0",
 			}
 			for _, suite := range suites {
-				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=8m -test.run='%s' || failed=1", suite.pkg, suite.tests))
+				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=25m -test.run='%s' || failed=1", suite.pkg, suite.tests))
 			}
 			runScript := strings.Join(append(lines, "exit $failed", ""), "\n")
-			if err := os.WriteFile(filepath.Join(payload, "run.sh"), []byte(runScript), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			out := run(t, 10*time.Minute, script, "run", work, payload, "540")
-			// A machine without the right cgroups would pass for the wrong reason.
-			if !strings.Contains(out, "cgroups are cgroup2fs") {
-				t.Errorf("the machine has no pure cgroup v2:\n%s", out)
-			}
-			for line := range strings.Lines(out) {
-				if strings.Contains(line, "--- ") {
-					t.Log(strings.TrimRight(line, "\r\n"))
-				}
-			}
+			boot(t, script, payload, runScript, 28*time.Minute)
 		})
 	}
 }
 
-func script(t *testing.T) string {
+// nodeScript runs twice, since the machine is booted again. What was copied need
+// not be copied a second time.
+const nodeScript = `#!/bin/sh
+export BERTH_TEST_HOST=1 BERTH_TEST_BIN=/payload
+stat -f -c 'cgroups are %T' /sys/fs/cgroup
+if [ ! -e /var/lib/berth-test-host.json ]; then
+	rm -rf /host/peers /host/tests /host/berth* /host/runc
+	./host.test -test.v -test.run='^TestNode$' || exit 1
+	systemctl reboot
+	sleep 120; exit 1
+fi
+exec ./host.test -test.v -test.run='^TestNodeAfterReboot$'
+`
+
+// TestAMachineIsANode runs tests/host, with a control plane beside the node.
+func TestAMachineIsANode(t *testing.T) {
+	cluster.Need(t)
+	script, bin := prepare(t)
+	payload := t.TempDir()
+	build(t, payload, "host")
+	for _, name := range []string{"berth", "berth-shim", "runc", "tests"} {
+		run(t, time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
+	}
+	run(t, time.Minute, "cp", "-a", "../../systemd/units", payload+"/")
+	peers := filepath.Join(payload, "peers")
+	if err := os.Mkdir(peers, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{cluster.Etcd, cluster.APIServer, cluster.ControllerManager, cluster.Scheduler, "kubeadm"} {
+		run(t, time.Minute, "cp", "-a", filepath.Join(bin, "peers", name), peers+"/")
+	}
+	out := boot(t, script, payload, nodeScript, 9*time.Minute)
+	if !strings.Contains(out, "--- PASS: TestNodeAfterReboot ") {
+		t.Errorf("the machine was not booted again:\n%s", out)
+	}
+}
+
+// prepare returns the machine's script and the directory of the binaries.
+func prepare(t *testing.T) (script, bin string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, to make the virtual machine's disk")
+	}
+	script = findScript(t)
+	if bin = os.Getenv("BERTH_TEST_BIN"); bin == "" {
+		t.Fatal("BERTH_TEST_BIN is not set: run make test")
+	}
+	if err := os.MkdirAll(work, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, 15*time.Minute, script, "prepare", work, packages)
+	return script, bin
+}
+
+// build makes the test binary of a package beside this one.
+func build(t *testing.T, payload, pkg string) {
+	t.Helper()
+	cmd := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, pkg+".test"), "../"+pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build tests/%s: %v\n%s", pkg, err, out)
+	}
+}
+
+// boot runs a script in the machine and returns what the console said.
+func boot(t *testing.T, script, payload, runScript string, patience time.Duration) string {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(payload, "run.sh"), []byte(runScript), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out := run(t, patience+time.Minute, script, "run", work, payload, fmt.Sprint(patience.Seconds()))
+	// A machine without the right cgroups would pass for the wrong reason.
+	if !strings.Contains(out, "cgroups are cgroup2fs") {
+		t.Errorf("the machine has no pure cgroup v2:\n%s", out)
+	}
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "--- ") {
+			t.Log(strings.TrimRight(line, "\r\n"))
+		}
+	}
+	return out
+}
+
+func findScript(t *testing.T) string {
 	t.Helper()
 	if path := os.Getenv("BERTH_VM"); path != "" {
 		if _, err := os.Stat(path); err != nil {

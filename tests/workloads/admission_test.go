@@ -8,9 +8,9 @@ func TestNodeRejectsAPodThatDoesNotFit(t *testing.T) {
 	s.want("pod/big", ".status.phase", "Failed")
 	equal(t, "reason", s.get("pod/big", ".status.reason"), "OutOfcpu")
 	contains(t, "message", s.get("pod/big", ".status.message"), "Node didn't have enough resource: cpu, requested: 1000000")
-	s.event("Pod/big", "OutOfcpu")
+	s.event("Pod/big", "OutOfcpu", "Node didn't have enough resource: cpu")
 	s.create("pending", `containers: [{name: box, image: $BOX, resources: {requests: {cpu: "1000"}}}]`)
-	contains(t, "event of the scheduler", s.event("Pod/pending", "FailedScheduling"), "Insufficient cpu")
+	s.event("Pod/pending", "FailedScheduling", "Insufficient cpu")
 }
 
 func TestNodeRejectsAnUnsafeSysctl(t *testing.T) {
@@ -33,7 +33,7 @@ func TestImageThatIsMissingIsSaidSo(t *testing.T) {
 	s := newSpace(t)
 	s.create("none", `containers: [{name: box, image: "registry.test/none:1"}]`)
 	s.want("pod/none", ".status.containerStatuses[0].state.waiting.reason", "ImagePullBackOff")
-	contains(t, "event", s.event("Pod/none", "Failed"), `Failed to pull image "registry.test/none:1"`)
+	s.event("Pod/none", "Failed", `Failed to pull image "registry.test/none:1"`)
 	s.kubectl("set", "image", "pod/none", "box="+box)
 	s.ready("pod/none")
 }

@@ -23,7 +23,7 @@ spec:
   volumes: [{name: conf, configMap: {name: conf, items: [{key: color, path: deep/color, mode: 0440}, {key: app.ini, path: app.ini}]}}]
 `)
 	s.ready("pod/reader")
-	equal(t, "arguments", s.kubectl("logs", "reader"), "arguments red $(COLOR)")
+	s.logs("arguments red $(COLOR)", "reader")
 	equal(t, "variables", s.exec("reader", "sh", "-c", "echo $COLOR $P_color"), "red red")
 	equal(t, "files", s.exec("reader", "sh", "-c", "cat /conf/deep/color /conf/app.ini /one; stat -Lc %a /conf/deep/color"), "reda=1\na=1\n440")
 	// A change reaches the volume, but neither the variables nor the subPath.
@@ -50,8 +50,8 @@ func TestPodWaitsForAnObjectThatIsMissing(t *testing.T) {
 	s.create("volume", `containers: [{name: box, image: $BOX}]`, `volumes: [{name: key, secret: {secretName: late}}]`)
 	s.create("variable", `containers: [{name: box, image: $BOX, env: [{name: V, valueFrom: {secretKeyRef: {name: late, key: v}}}]}]`)
 	s.want("pod/variable", ".status.containerStatuses[0].state.waiting.reason", "CreateContainerConfigError")
-	contains(t, "event", s.event("Pod/volume", "FailedMount"), `secret "late" not found`)
-	equal(t, "container that waits for a volume", s.get("pod/volume", ".status.containerStatuses[0].state.waiting.reason"), "ContainerCreating")
+	s.event("Pod/volume", "FailedMount", `secret "late" not found`)
+	s.want("pod/volume", ".status.containerStatuses[0].state.waiting.reason", "ContainerCreating")
 	s.kubectl("create", "secret", "generic", "late", "--from-literal=v=1")
 	s.ready("pod/volume", "pod/variable")
 }
@@ -65,8 +65,13 @@ func TestServiceAccountTokenIsGoodForTheAPIServer(t *testing.T) {
 	equal(t, "namespace", s.exec("client", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/namespace"), s.ns)
 	equal(t, "who the token is", s.kubectl("auth", "whoami", "--token="+token, "--kubeconfig=/dev/null", "--server="+server(t),
 		"--insecure-skip-tls-verify", "-o", "jsonpath={.status.userInfo.username}"), "system:serviceaccount:"+s.ns+":default")
-	equal(t, "what it may", s.kubectl("auth", "can-i", "get", "pods", "--token="+token, "--kubeconfig=/dev/null", "--server="+server(t),
-		"--insecure-skip-tls-verify"), "yes")
+	s.eventually(func() error { // until the API server has heard of the role
+		out, err := s.try("auth", "can-i", "get", "pods", "--token="+token, "--kubeconfig=/dev/null", "--server="+server(t), "--insecure-skip-tls-verify")
+		if err == nil && out != "yes" {
+			err = fmt.Errorf("may the token get pods: %s", out)
+		}
+		return err
+	})
 }
 
 func server(t *testing.T) string {

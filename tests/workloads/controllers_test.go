@@ -22,7 +22,7 @@ spec:
       - name: web
         image: $BOX
         command: [testbox, serve, -http=:80, -name=VERSION]
-        readinessProbe: {httpGet: {path: /healthz, port: 80}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /healthz, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
         # Until no proxy sends to it any more, on a busy machine too.
         lifecycle: {preStop: {sleep: {seconds: 15}}}
 ---
@@ -36,9 +36,11 @@ func TestDeploymentIsUpdatedAndRolledBackWithoutAnUnansweredRequest(t *testing.T
 	s := newSpace(t)
 	s.apply(strings.ReplaceAll(web, "VERSION", "one"))
 	s.kubectl("rollout", "status", "deployment/web", wait)
-	// The caller asks without a pause, and tells of every answer that it gets.
-	s.pod("caller", `containers: [{name: box, image: $BOX, command: [sh, -c,
-		"trap 'exit 0' TERM; while :; do testbox get -timeout=5s http://web || echo failed; sleep 0.05; done"]}]`)
+	// Once its proxy and the cluster's DNS know the Service, the caller asks
+	// without a pause, and tells of every answer that it gets.
+	s.pod("caller", `containers: [{name: box, image: $BOX, readinessProbe: {exec: {command: [cat, /tmp/answered]}, periodSeconds: 1, timeoutSeconds: 10},
+		command: [sh, -c, "trap 'exit 0' TERM; until testbox get http://web >/dev/null 2>&1; do sleep 0.1; done; touch /tmp/answered;
+		while :; do testbox get -timeout=30s http://web || echo failed; sleep 0.05; done"]}]`)
 	s.apply(strings.ReplaceAll(web, "VERSION", "two"))
 	s.kubectl("rollout", "status", "deployment/web", wait)
 	equal(t, "available replicas", s.get("deployment/web", ".status.availableReplicas"), "3")
@@ -85,7 +87,7 @@ spec:
 `)
 	s.want("rs/set", ".status.readyReplicas", "2")
 	victim := s.get("pods", ".items[0].metadata.name")
-	s.kubectl("delete", "pod", victim)
+	s.kubectl("delete", "pod", victim, wait)
 	s.want("rs/set", ".status.readyReplicas", "2")
 	if names := s.get("pods", ".items[*].metadata.name"); strings.Contains(names, victim) {
 		t.Errorf("pod %s was deleted and is there: %s", victim, names)
@@ -124,7 +126,7 @@ spec:
       - name: db
         image: $BOX
         command: [testbox, serve, -http=:80]
-        readinessProbe: {httpGet: {path: /healthz, port: 80}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /healthz, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
 `)
 	s.kubectl("rollout", "status", "statefulset/db", wait)
 	equal(t, "pods", s.get("pods", ".items[*].metadata.name"), "db-0 db-1")
@@ -143,7 +145,10 @@ spec:
 			})
 		}
 		uid := s.get("pod/db-1", ".metadata.uid")
-		s.kubectl("delete", "pod", "db-1")
+		s.kubectl("delete", "pod", "db-1", wait)
+		// The set's status says a moment longer that all are there.
+		s.kubectl("wait", "--for=create", "pod/db-1", wait)
+		s.ready("pod/db-1")
 		s.kubectl("rollout", "status", "statefulset/db", wait)
 		if s.get("pod/db-1", ".metadata.uid") == uid {
 			t.Error("db-1 was deleted and is the same")
@@ -236,5 +241,8 @@ spec:
           containers: [{name: box, image: $BOX, command: [echo, tick]}]
 `)
 	s.kubectl("wait", "cronjob/tick", "--for=jsonpath={.status.lastSuccessfulTime}", wait)
-	equal(t, "log", s.kubectl("logs", "-l", "batch.kubernetes.io/job-name"), "tick")
+	// Of the first job: the next minute has one, too.
+	job := s.kubectl("get", "jobs", "--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[0].metadata.name}")
+	s.kubectl("wait", "--for=condition=Complete", "job/"+job, wait)
+	equal(t, "log", s.kubectl("logs", "-l", "batch.kubernetes.io/job-name="+job), "tick")
 }

@@ -13,13 +13,17 @@ import (
 	"testing"
 )
 
+// sized has a shell show the size of its terminal, once it has that of
+// kubectl's: the size comes beside what is typed.
+const sized = `until stty size | grep -q "^40 1""00"; do sleep 0.1; done; stty size; `
+
 func TestRunGivesAShellOnATerminalAndRemovesThePod(t *testing.T) {
 	s := newSpace(t)
-	k := s.terminal("run", "shell", "-i", "--tty", "--rm", "--restart=Never", "--image="+box, "--command", "--", "sh")
+	k := s.terminal("run", "shell", "-i", "--tty", "--rm", "--restart=Never", "--pod-running-timeout=4m", "--image="+box, "--command", "--", "sh")
 	k.expect("command prompt")
 	k.enter("")
 	k.expect("/ #")
-	k.enter("echo answer $((40+2)); stty size; tty")
+	k.enter("echo answer $((40+2)); " + sized + "tty")
 	k.expect("answer 42")
 	k.expect("40 100")
 	k.expect("/dev/pts/0")
@@ -47,7 +51,7 @@ func TestExecPassesStreamsExitCodeAndTerminal(t *testing.T) {
 
 	k := s.terminal("exec", "-it", "box", "-c", "box", "--", "sh")
 	k.expect("/ #")
-	k.enter("stty size; sleep 60")
+	k.enter(sized + "sleep 600")
 	k.expect("40 100")
 	if _, err := k.tty.Write([]byte{3}); err != nil { // Ctrl-C ends the sleep
 		t.Fatal(err)
@@ -93,7 +97,8 @@ func TestLogsAreFollowedToTheEnd(t *testing.T) {
 
 func TestPortForwardReachesPodsAndServices(t *testing.T) {
 	s := newSpace(t)
-	s.pod("web", `containers: [{name: box, image: $BOX, ports: [{containerPort: 8080}], command: [testbox, serve]}]`)
+	s.pod("web", `containers: [{name: box, image: $BOX, ports: [{containerPort: 8080}], command: [testbox, serve],
+		readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}}]`)
 	s.kubectl("expose", "pod", "web", "--selector=app=web", "--port=80", "--target-port=8080")
 	s.kubectl("label", "pod", "web", "app=web")
 	for _, target := range []string{"pod/web", "service/web"} {
@@ -169,7 +174,8 @@ func TestCpCopiesFilesBothWays(t *testing.T) {
 
 func TestDebugJoinsAPod(t *testing.T) {
 	s := newSpace(t)
-	s.pod("web", `containers: [{name: box, image: $BOX, command: [testbox, serve, -name=debugged]}]`)
+	s.pod("web", `containers: [{name: box, image: $BOX, command: [testbox, serve, -name=debugged],
+		readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}}]`)
 	s.kubectl("debug", "web", "--image="+box, "--target=box", "--container=look", "--", "testbox", "pause")
 	s.kubectl("wait", "--for=jsonpath={.status.ephemeralContainerStatuses[0].state.running}", "pod/web", wait)
 	look := func(script string) string { return s.kubectl("exec", "web", "-c", "look", "--", "sh", "-c", script) }
@@ -178,7 +184,7 @@ func TestDebugJoinsAPod(t *testing.T) {
 	equal(t, "file of the debugged container", look("touch /tmp/mine; ls /proc/1/root/tmp"), "")
 	equal(t, "ready", s.get("pod/web", ".status.conditions[?(@.type=='Ready')].status"), "True")
 	// A copy of the pod, with another command.
-	s.kubectl("debug", "web", "--copy-to=copy", "--container=box", "--", "testbox", "serve", "-name=copied")
+	s.kubectl("debug", "web", "--copy-to=copy", "--keep-readiness", "--container=box", "--", "testbox", "serve", "-name=copied")
 	s.ready("pod/copy")
 	equal(t, "the copy", s.kubectl("exec", "copy", "-c", "box", "--", "testbox", "get", "http://127.0.0.1:8080/"), "copied")
 }

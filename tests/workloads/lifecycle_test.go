@@ -1,6 +1,9 @@
 package workloads
 
 import (
+	"bufio"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 )
@@ -22,7 +25,7 @@ spec:
         image: $BOX
         restartPolicy: Always
         command: [sh, -c, "echo sidecar >> /shared/log; touch /shared/up; trap 'exit 0' TERM; while :; do sleep 0.1; done"]
-        startupProbe: {exec: {command: [cat, /shared/up]}, periodSeconds: 1}
+        startupProbe: {exec: {command: [cat, /shared/up]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}
         volumeMounts: [{name: shared, mountPath: /shared}]
       - {name: second, image: $BOX, command: [sh, -c, "echo second >> /shared/log"], volumeMounts: [{name: shared, mountPath: /shared}]}
       containers:
@@ -50,8 +53,9 @@ func TestContainerThatEndsIsRestartedAndSaysWhy(t *testing.T) {
 	last := ".status.containerStatuses[0].lastState.terminated"
 	equal(t, "exit code", s.get("pod/crash", last+".exitCode"), "7")
 	equal(t, "message", s.get("pod/crash", last+".message"), "because")
-	equal(t, "log of the previous container", s.kubectl("logs", "crash", "--previous"), "bye")
-	contains(t, "event", s.event("Pod/crash", "BackOff"), "restarting failed container")
+	// The previous container goes when there is one more.
+	s.logs("bye", "crash", "--previous")
+	s.event("Pod/crash", "BackOff", "restarting failed container")
 }
 
 func TestReadinessGateHoldsBackThePod(t *testing.T) {
@@ -70,7 +74,10 @@ func TestReadinessGateHoldsBackThePod(t *testing.T) {
 
 func TestActiveDeadlineEndsThePod(t *testing.T) {
 	s := newSpace(t)
-	s.create("late", `activeDeadlineSeconds: 2`, `terminationGracePeriodSeconds: 1`, `containers: [{name: box, image: $BOX}]`)
+	// Time enough to start.
+	s.create("late", `activeDeadlineSeconds: 20`, `containers: [{name: box, image: $BOX, command: [testbox, term]}]`)
+	s.ready("pod/late")
+	s.logs("ready", "late")
 	s.want("pod/late", ".status.phase", "Failed")
 	equal(t, "reason", s.get("pod/late", ".status.reason"), "DeadlineExceeded")
 	contains(t, "message", s.get("pod/late", ".status.message"), "active on the node longer than the specified deadline")
@@ -81,16 +88,25 @@ func TestDeletionGivesThePodItsGrace(t *testing.T) {
 	s := newSpace(t)
 	s.pod("polite", `containers: [{name: box, image: $BOX, command: [testbox, term, -delay=1s, -code=0],
 		lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook > /proc/1/fd/1"]}}}}]`)
-	logs := make(chan string, 1)
-	go func() {
-		out, err := s.try("logs", "-f", "polite")
-		if err != nil {
-			out += err.Error()
-		}
-		logs <- out
-	}()
+	follower := shared.Command(s.ctx, "kubectl", "-n", s.ns, "logs", "-f", "polite")
+	out, err := follower.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := follower.Start(); err != nil {
+		t.Fatal(err)
+	}
+	log := bufio.NewReader(out)
+	first, err := log.ReadString('\n') // it follows, before there is nothing to follow any more
+	if err != nil {
+		t.Fatalf("kubectl logs -f ends with %q, %v", first, err)
+	}
 	s.kubectl("delete", "pod", "polite", wait)
-	equal(t, "log until the end", <-logs, "ready\nhook\nterminated")
+	rest, err := io.ReadAll(log)
+	if err := errors.Join(err, follower.Wait()); err != nil {
+		t.Fatalf("kubectl logs -f: %v", err)
+	}
+	equal(t, "log until the end", first+string(rest), "ready\nhook\nterminated\n")
 
 	s.pod("stubborn", `terminationGracePeriodSeconds: 1`, `containers: [{name: box, image: $BOX, command: [testbox, stubborn]}]`)
 	s.kubectl("delete", "pod", "stubborn", wait)
@@ -107,7 +123,8 @@ func TestForcedDeletionIsAtOnce(t *testing.T) {
 
 func TestFinalizerKeepsTheObjectButNotTheContainers(t *testing.T) {
 	s := newSpace(t)
-	s.pod("kept", `containers: [{name: box, image: $BOX}]`)
+	s.pod("kept", `containers: [{name: box, image: $BOX, command: [testbox, term]}]`)
+	s.logs("ready", "kept")
 	s.kubectl("patch", "pod", "kept", "-p", `{"metadata": {"finalizers": ["example.com/keep"]}}`)
 	s.kubectl("delete", "pod", "kept", "--wait=false")
 	s.want("pod/kept", ".status.phase", "Succeeded")

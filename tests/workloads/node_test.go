@@ -25,7 +25,7 @@ func TestDrainMovesThePodsToAnotherNode(t *testing.T) {
 	}
 	contains(t, "node", s.kubectl("get", "node", "n1"), "Ready,SchedulingDisabled")
 	s.create("fixed", `nodeSelector: {kubernetes.io/hostname: n1}`, `containers: [{name: box, image: $BOX}]`)
-	contains(t, "event", s.event("Pod/fixed", "FailedScheduling"), "unschedulable")
+	s.event("Pod/fixed", "FailedScheduling", "unschedulable")
 	s.kubectl("uncordon", "n1")
 	s.ready("pod/fixed")
 }
@@ -67,7 +67,13 @@ func TestStaticPodHasAMirrorPod(t *testing.T) {
 	equal(t, "container after the mirror pod was deleted", s.get(pod, ".status.containerStatuses[0].containerID"), container)
 
 	write("two")
-	s.want(pod, ".spec.containers[0].env[0].value", "two")
+	s.eventually(func() error { // for a moment there is none
+		version, err := s.try("get", pod, "-o", "jsonpath={.spec.containers[0].env[0].value}")
+		if err == nil && version != "two" {
+			err = fmt.Errorf("%s has version %s", pod, version)
+		}
+		return err
+	})
 	s.ready(pod)
 	equal(t, "exec after the change", s.exec("static-n1", "sh", "-c", "echo $VERSION"), "two")
 

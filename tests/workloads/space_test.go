@@ -17,10 +17,11 @@ import (
 const (
 	box = "registry.test/box:1" // testbox and busybox
 
-	// testTimeout bounds one test.
-	testTimeout = 150 * time.Second
-	// wait bounds one wait of kubectl.
-	wait = "--timeout=90s"
+	// testTimeout bounds one test, on a machine that is busy with other things.
+	testTimeout = 8 * time.Minute
+	// waitTimeout bounds one wait, and wait one of kubectl.
+	waitTimeout = 4 * time.Minute
+	wait        = "--timeout=4m"
 )
 
 // atOnce bounds how many tests run at a time, whatever -parallel says: more
@@ -177,26 +178,41 @@ func (s *space) exec(pod string, command ...string) string {
 	return s.kubectl(append([]string{"exec", pod, "--"}, command...)...)
 }
 
-// event waits for an event of an object that has a reason.
-func (s *space) event(object, reason string) string {
+// event waits for an event of an object that has a reason and says something.
+// It returns what all events say that the object has for that reason by then:
+// there may be others before.
+func (s *space) event(object, reason, part string) string {
 	s.t.Helper()
 	kind, name, _ := strings.Cut(object, "/")
 	var out string
 	s.eventually(func() (err error) {
 		out, err = s.try("get", "events", "-o", "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}",
 			"--field-selector=involvedObject.kind="+kind+",involvedObject.name="+name+",reason="+reason)
-		if err == nil && out == "" {
-			err = fmt.Errorf("%s has no event %s", object, reason)
+		if err == nil && !strings.Contains(out, part) {
+			err = fmt.Errorf("the events %s of %s say %q, none says %q", reason, object, out, part)
 		}
 		return err
 	})
 	return out
 }
 
+// logs waits until kubectl logs prints text: a container has started before it
+// has printed anything.
+func (s *space) logs(text string, args ...string) {
+	s.t.Helper()
+	s.eventually(func() error {
+		out, err := s.try(append([]string{"logs"}, args...)...)
+		if err == nil && out != text {
+			err = fmt.Errorf("kubectl logs %s prints %q, want %q", strings.Join(args, " "), out, text)
+		}
+		return err
+	})
+}
+
 // eventually asks again and again, for what cannot be watched.
 func (s *space) eventually(check func() error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(s.ctx, waitTimeout)
 	defer cancel()
 	for {
 		err := check()

@@ -54,6 +54,22 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	})
 }
 
+// CDIDevices are those of the containers of that name.
+func (r *Runtime) CDIDevices(name string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for _, c := range r.containers {
+		if c.name() != name {
+			continue
+		}
+		for _, d := range c.config.GetCDIDevices() {
+			names = append(names, d.GetName())
+		}
+	}
+	return names
+}
+
 // StartContainer starts a created container.
 func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest, _ ...grpc.CallOption) (*runtimeapi.StartContainerResponse, error) {
 	return do(ctx, r, "StartContainer", req, func() (*runtimeapi.StartContainerResponse, error) {

@@ -16,7 +16,7 @@ import (
 )
 
 // allocateTimeout bounds Allocate and GetPreferredAllocation: a plugin that
-// hangs keeps one pod from starting, not the node from admitting others forever.
+// hangs keeps one pod from starting, not those after it forever.
 const allocateTimeout = 30 * time.Second
 
 // Draft hands devices out to one pod. They are the pod's with Commit; a Draft
@@ -70,6 +70,9 @@ func (d *Draft) Commit() error {
 func (d *Draft) Allocate(pod *v1.Pod, container *v1.Container, nodes numa.Mask) error {
 	for _, name := range slices.Sorted(maps.Keys(container.Resources.Limits)) {
 		limit := container.Resources.Limits[name]
+		if claimed(pod, container.Name, name) {
+			continue
+		}
 		if err := d.allocate(container.Name, string(name), int(limit.Value()), nodes); err != nil {
 			return err
 		}
@@ -85,6 +88,16 @@ func (d *Draft) Allocate(pod *v1.Pod, container *v1.Container, nodes numa.Mask) 
 		}
 	}
 	return nil
+}
+
+// claimed tells whether the container has the resource of a ResourceClaim that the
+// scheduler made for it (kubelet: cm/devicemanager/manager.go,
+// isDRAExtendedResource).
+func claimed(pod *v1.Pod, container string, name v1.ResourceName) bool {
+	s := pod.Status.ExtendedResourceClaimStatus
+	return s != nil && slices.ContainsFunc(s.RequestMappings, func(m v1.ContainerExtendedResourceRequest) bool {
+		return m.ContainerName == container && m.ResourceName == string(name)
+	})
 }
 
 func (d *Draft) allocate(container, resource string, count int, nodes numa.Mask) error {

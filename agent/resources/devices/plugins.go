@@ -63,7 +63,8 @@ type Counts interface {
 }
 
 // Plugins are the device plugins of this node. Its methods may be called
-// concurrently, but there may be one Draft at a time. Run is called once.
+// concurrently, but there may be one Draft of a resource at a time. Run is called
+// once.
 type Plugins struct {
 	config Config
 	first  bool
@@ -191,6 +192,13 @@ func (p *Plugins) isPluginResource(name string) bool {
 		}
 	}
 	return false
+}
+
+// Hand tells whether one of the resources is handed out here.
+func (p *Plugins) Hand(names []string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(names, p.isPluginResource)
 }
 
 // allocated are the devices of the resource that containers have.

@@ -53,6 +53,20 @@ func TestDevicesAreHandedOutAndTakenBack(t *testing.T) {
 	}
 }
 
+func TestAResourceThatAClaimStandsForIsNotHandedOut(t *testing.T) {
+	n := startNode(t, t.TempDir())
+	n.register(gpu, nil, devicesOf("a")...)
+	p := pod("1", container("x", gpu, "5"), container("y", gpu, "1"))
+	p.Status.ExtendedResourceClaimStatus = &v1.PodExtendedResourceClaimStatus{ResourceClaimName: "c", RequestMappings: []v1.ContainerExtendedResourceRequest{
+		{ContainerName: "x", ResourceName: gpu, RequestName: "request-0"}}}
+	if err := n.admit(p, 0); err != nil {
+		t.Fatal(err)
+	}
+	if x, y := n.ids("1", "x"), n.ids("1", "y"); len(x) > 0 || !slices.Equal(y, []string{"a"}) {
+		t.Errorf("x has %q, y %q", x, y)
+	}
+}
+
 func TestWhatAPodIsNotGivenAltogetherIsNotGiven(t *testing.T) {
 	n := startNode(t, t.TempDir())
 	n.register(gpu, nil, devicesOf("a", "b")...)

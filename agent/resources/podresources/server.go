@@ -1,7 +1,7 @@
 // Package podresources serves the PodResources API, by which monitoring agents
 // and schedulers learn which CPUs, memory and devices containers have to
-// themselves (kubelet: apis/podresources/server_v1.go). Claims of dynamic
-// resource allocation are not in it.
+// themselves, and which devices of ResourceClaims (kubelet:
+// apis/podresources/server_v1.go).
 package podresources
 
 import (
@@ -24,6 +24,7 @@ import (
 
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
+	"github.com/berth-io/berth/agent/resources/dra"
 	"github.com/berth-io/berth/agent/resources/memory"
 )
 
@@ -44,19 +45,25 @@ type Resources interface {
 	Allocatable() resources.Container
 }
 
+// Claims knows the containers' ResourceClaims.
+type Claims interface {
+	Of(pod *v1.Pod, container *v1.Container) ([]dra.Claim, error)
+}
+
 // Server answers on one socket.
 type Server struct {
 	api.UnimplementedPodResourcesListerServer
 	socket    string
 	pods      Pods
 	resources Resources
+	claims    Claims
 	asked     func(method string, err error)
 }
 
 // New is for a socket, KUBELETDIR/pod-resources/kubelet.sock. Asked is told of
 // each call by its name, without service.
-func New(socket string, pods Pods, resources Resources, asked func(method string, err error)) *Server {
-	return &Server{socket: socket, pods: pods, resources: resources, asked: asked}
+func New(socket string, pods Pods, resources Resources, claims Claims, asked func(method string, err error)) *Server {
+	return &Server{socket: socket, pods: pods, resources: resources, claims: claims, asked: asked}
 }
 
 // Run serves until ctx ends. A socket that an agent before left is replaced.
@@ -125,15 +132,40 @@ func (s *Server) GetAllocatableResources(context.Context, *api.AllocatableResour
 // looks.
 func (s *Server) pod(pod *v1.Pod) *api.PodResources {
 	answer := &api.PodResources{Name: pod.Name, Namespace: pod.Namespace}
-	for _, c := range pod.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways {
-			answer.Containers = append(answer.Containers, convert(c.Name, s.resources.Of(string(pod.UID), c.Name)))
+	for i := range pod.Spec.InitContainers {
+		if c := &pod.Spec.InitContainers[i]; c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways {
+			answer.Containers = append(answer.Containers, s.container(pod, c))
 		}
 	}
-	for _, c := range pod.Spec.Containers {
-		answer.Containers = append(answer.Containers, convert(c.Name, s.resources.Of(string(pod.UID), c.Name)))
+	for i := range pod.Spec.Containers {
+		answer.Containers = append(answer.Containers, s.container(pod, &pod.Spec.Containers[i]))
 	}
 	return answer
+}
+
+// container has no claims while they are not prepared, as with the kubelet.
+func (s *Server) container(pod *v1.Pod, c *v1.Container) *api.ContainerResources {
+	answer := convert(c.Name, s.resources.Of(string(pod.UID), c.Name))
+	claims, err := s.claims.Of(pod, c)
+	if err != nil {
+		return answer
+	}
+	for _, claim := range claims {
+		answer.DynamicResources = append(answer.DynamicResources, convertClaim(claim))
+	}
+	return answer
+}
+
+func convertClaim(claim dra.Claim) *api.DynamicResource {
+	to := &api.DynamicResource{ClaimName: claim.Name, ClaimNamespace: claim.Namespace}
+	for _, d := range claim.Devices {
+		r := &api.ClaimResource{DriverName: d.Driver, PoolName: d.Pool, DeviceName: d.Name, ShareId: (*string)(d.ShareID)}
+		for _, id := range d.CDIDeviceIDs {
+			r.CdiDevices = append(r.CdiDevices, &api.CDIDevice{Name: id})
+		}
+		to.ClaimResources = append(to.ClaimResources, r)
+	}
+	return to
 }
 
 func convert(name string, c resources.Container) *api.ContainerResources {

@@ -2,6 +2,7 @@ package podresources
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -15,11 +16,13 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	api "k8s.io/kubelet/pkg/apis/podresources/v1"
 	"k8s.io/utils/cpuset"
 
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
+	"github.com/berth-io/berth/agent/resources/dra"
 	"github.com/berth-io/berth/agent/resources/memory"
 )
 
@@ -47,6 +50,21 @@ func (fakeNode) Allocatable() resources.Container {
 	return resources.Container{CPUs: cpuset.New(1, 2), Devices: []devices.Device{{Resource: "e/g", ID: "b"}}}
 }
 
+// fakeClaims has a claim for the container app, and one for side that is not
+// prepared.
+type fakeClaims struct{}
+
+func (fakeClaims) Of(pod *v1.Pod, container *v1.Container) ([]dra.Claim, error) {
+	if pod.UID != "u" || container.Name != "app" {
+		return nil, errors.New("unable to get information for ResourceClaim c")
+	}
+	share := types.UID("s")
+	return []dra.Claim{{Namespace: "n", Name: "c", Devices: []dra.Device{
+		{Driver: "d", Pool: "p", Name: "one", ShareID: &share, CDIDeviceIDs: []string{"d/x=1", "d/x=2"}},
+		{Driver: "d", Pool: "p", Name: "two"},
+	}}}, nil
+}
+
 // client returns a client of a server, and the calls that the server tells of.
 func client(t *testing.T) (c api.PodResourcesListerClient, asked chan string) {
 	asked = make(chan string, 1000)
@@ -54,9 +72,8 @@ func client(t *testing.T) (c api.PodResourcesListerClient, asked chan string) {
 	socket := filepath.Join(t.TempDir(), "pod-resources", "kubelet.sock")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() {
-		done <- New(socket, fakeNode{}, fakeNode{}, func(method string, err error) { asked <- fmt.Sprint(method, " ", err != nil) }).Run(ctx)
-	}()
+	tell := func(method string, err error) { asked <- fmt.Sprint(method, " ", err != nil) }
+	go func() { done <- New(socket, fakeNode{}, fakeNode{}, fakeClaims{}, tell).Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -82,7 +99,11 @@ func TestPodsAreListedWithWhatTheyHave(t *testing.T) {
 		{Name: "app", CpuIds: []int64{1, 3},
 			Memory: []*api.ContainerMemory{{MemoryType: "memory", Size: 7, Topology: &api.TopologyInfo{Nodes: []*api.NUMANode{{ID: 0}, {ID: 1}}}}},
 			Devices: []*api.ContainerDevices{{ResourceName: "e/g", DeviceIds: []string{"a"}, Topology: node(0)},
-				{ResourceName: "e/g", DeviceIds: []string{"a"}, Topology: node(1)}, {ResourceName: "e/g", DeviceIds: []string{"b"}}}}}}
+				{ResourceName: "e/g", DeviceIds: []string{"a"}, Topology: node(1)}, {ResourceName: "e/g", DeviceIds: []string{"b"}}},
+			DynamicResources: []*api.DynamicResource{{ClaimNamespace: "n", ClaimName: "c", ClaimResources: []*api.ClaimResource{
+				{DriverName: "d", PoolName: "p", DeviceName: "one", ShareId: new("s"), CdiDevices: []*api.CDIDevice{{Name: "d/x=1"}, {Name: "d/x=2"}}},
+				{DriverName: "d", PoolName: "p", DeviceName: "two"},
+			}}}}}}
 	list, err := c.List(ctx, &api.ListPodResourcesRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -10,10 +10,13 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/moby/sys/atomicwriter"
 	"k8s.io/utils/dump"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 // Sum is the checksum that the kubelet would write for the value (kubelet:
@@ -33,8 +36,16 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("checkpoint is corrupted: its checksum is %d, what it holds has %d", e.Expected, e.Actual)
 }
 
-// Read reads a file; nil where there is none.
+// Read reads a file; nil where there is none. What a Write that was cut off has
+// left is removed.
 func Read(path string) ([]byte, error) {
+	unfinished, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".tmp-"+filepath.Base(path)+"*"))
+	for _, left := range unfinished {
+		err = errors.Join(err, os.Remove(left))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove an unfinished state file: %w", err)
+	}
 	content, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -48,5 +59,9 @@ func Write(path string, value any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	return atomicwriter.WriteFile(path, content, 0o600)
+	if err := atomicwriter.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	failpoint.Hit("agent/state-written")
+	return nil
 }

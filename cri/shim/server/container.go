@@ -95,6 +95,7 @@ func (s *server) run(spec wire.Container) (wire.ContainerState, error) {
 		c.io.close()
 		return wire.ContainerState{}, fmt.Errorf("container %s was started already", spec.ID)
 	}
+	expected := cgroup.Expect(spec.ID, spec.Bundle)
 	started, err := s.start(c)
 	if err != nil {
 		s.forget(c)
@@ -102,7 +103,7 @@ func (s *server) run(spec wire.Container) (wire.ContainerState, error) {
 	}
 	failpoint.Hit("shim/container-started")
 	now := time.Now()
-	c.group = cgroup.Of(spec.ID, started.Pid, spec.Bundle)
+	c.group = expected.Find(spec.ID, started.Pid)
 	c.mu.Lock()
 	c.state.Pid, c.state.StartedAt = started.Pid, now
 	c.mu.Unlock()

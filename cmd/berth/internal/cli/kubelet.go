@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -27,6 +30,15 @@ writes them. It is the same as berth node otherwise, and reads berth.yaml too
 program of the name kubelet that is a link to berth is this command.`,
 		DisableFlagParsing: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if kubeletconfig.NotJoined(args) {
+				c, err := config.Load(configPath())
+				if err != nil {
+					return err
+				}
+				if c.Has(config.RoleCRI) {
+					return serveUntilJoined(cmd.Context(), c, args, version, cmd.ErrOrStderr())
+				}
+			}
 			k, err := kubeletconfig.Load(args)
 			if err != nil {
 				return err
@@ -53,6 +65,37 @@ program of the name kubelet that is a link to berth is this command.`,
 			return runNode(cmd.Context(), c, k, version, log)
 		},
 	}
+}
+
+// joinPoll is how often a host that is to join looks whether it has.
+const joinPoll = time.Second
+
+// serveUntilJoined is the node of a host that belongs to no cluster yet: the
+// runtime alone, which kubeadm join wants to see before it writes the files that
+// the agent needs. It ends as soon as one of them is there; whoever runs the
+// kubelet starts it again.
+func serveUntilJoined(ctx context.Context, c config.Config, args []string, version string, w io.Writer) error {
+	level, err := c.Level()
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	c.Roles = slices.DeleteFunc(slices.Clone(c.Roles), func(r string) bool { return r == config.RoleAgent })
+	log.Info("this host has not joined a cluster: only the runtime is served until kubeadm join or berth join has run", "socket", c.CRISocket)
+	ctx, joined := context.WithCancel(ctx)
+	defer joined()
+	go func() {
+		for kubeletconfig.NotJoined(args) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(joinPoll):
+			}
+		}
+		log.Info("this host joins a cluster: ending, to be started again as its node")
+		joined()
+	}()
+	return runNode(ctx, c, nil, version, log)
 }
 
 // printVersion says which kubelet Berth stands in for, in the words that kubeadm

@@ -112,6 +112,11 @@ type Config struct {
 	// ClusterDomain is the domain of services. Default: cluster.local.
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 
+	// DefaultUlimits are the resource limits of containers' processes,
+	// NAME=SOFT[:HARD], -1 for none. Default: the daemon's own.
+	DefaultUlimits []string `json:"defaultUlimits,omitempty"`
+
+	SELinux SELinux `json:"selinux,omitzero"`
 	Network Network `json:"network,omitzero"`
 	NRI     NRI     `json:"nri,omitzero"`
 	Images  Images  `json:"images,omitzero"`
@@ -244,6 +249,7 @@ func (c *Config) setDefaults() error {
 	if c.CDISpecDirs == nil {
 		c.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
+	c.SELinux.setDefaults()
 	c.NRI.setDefaults()
 	if c.Rescan.Duration == 0 {
 		c.Rescan.Duration = 20 * time.Second
@@ -288,7 +294,11 @@ func (c *Config) Validate() error {
 		reject("cgroupDriver", "%q must be cgroupfs or systemd", c.CgroupDriver)
 	}
 	c.validateRuntimes(reject)
+	c.SELinux.validate(reject)
 	c.NRI.validate(reject)
+	if _, err := c.Ulimits(); err != nil {
+		errs = append(errs, err)
+	}
 	for i, role := range c.Roles {
 		if !slices.Contains([]string{RoleAgent, RoleCRI, RoleNetwork}, role) {
 			reject(fmt.Sprintf("roles[%d]", i), "%q must be one of agent, cri, network", role)

@@ -26,6 +26,13 @@ func TestMistakesAreNamedByTheirKey(t *testing.T) {
 		{"nri: {socketPath: nri.sock}\n", `nri.socketPath: "nri.sock" must be an absolute path`},
 		{"nri: {requestTimeout: 1us}\n", `nri.requestTimeout: 1µs must be at least 1ms`},
 		{"nri: {disable: true}\n", `unknown field "nri.disable"`},
+		{"selinux: {enabled: true}\n", `unknown field "selinux.enabled"`},
+		{"selinux: {categoryRange: 1}\n", `selinux.categoryRange: 1 must be between 2 and 1024`},
+		{"defaultUlimits: [nofile]\n", `defaultUlimits[0]: "nofile" must be NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024:524288: invalid ulimit argument: nofile`},
+		{"defaultUlimits: [core=0, files=1]\n", `defaultUlimits[1]: "files=1" must be NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024:524288: invalid ulimit type: files`},
+		{"defaultUlimits: [\"nofile=20:10\"]\n", `defaultUlimits[0]: "nofile=20:10" must be NAME=SOFT or NAME=SOFT:HARD, such as nofile=1024:524288: ulimit soft limit must be less than or equal to hard limit: 20 > 10`},
+		{"defaultUlimits: [nofile=-2]\n", `defaultUlimits[0]: "nofile=-2": a limit is a number, or -1 for none`},
+		{"defaultUlimits: [core=0, core=1]\n", `defaultUlimits[1]: "core=1": core has a limit already`},
 		{"rescan: 1ms\n", `rescan: 1ms must be at least 1s`},
 		{"network: {bridge: averyveryverylongname}\n", `network.bridge: "averyveryverylongname" is longer than the 15 characters of an interface name`},
 	} {

@@ -20,12 +20,16 @@ func SystemdRuns() bool {
 	return err == nil && info.IsDir()
 }
 
-// Start enables and starts the unit.
+// Start enables and starts the unit. One that runs already serves the runtime
+// of a host without a cluster.
 func (Systemd) Start(ctx context.Context) error {
 	if err := systemctl(ctx, "daemon-reload"); err != nil {
 		return err
 	}
-	return systemctl(ctx, "enable", "--now", unit)
+	if err := systemctl(ctx, "enable", unit); err != nil {
+		return err
+	}
+	return systemctl(ctx, "restart", unit)
 }
 
 // Stop disables and stops it.

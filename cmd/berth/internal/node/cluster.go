@@ -58,13 +58,20 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
 	}
+	forHeartbeats := identity.Client() // cmd/kubelet/app, run: without limits, for a node that is busy is alive
+	forHeartbeats.QPS = -1
+	forHeartbeats.Timeout = min(k.NodeStatusUpdateFrequency.Duration, time.Duration(k.NodeLeaseDurationSeconds)*time.Second)
+	heartbeats, err := kubernetes.NewForConfig(forHeartbeats)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
+	}
 	forEvents := identity.Client() // with limits of its own
 	forEvents.QPS, forEvents.Burst = float32(*k.EventRecordQPS), int(k.EventBurst)
 	events, err := kubernetes.NewForConfig(forEvents)
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig %s: %w", k.Kubeconfig, err)
 	}
-	info, err := hostInfo()
+	info, err := hostInfo(own.Allocator.Machine.SwapBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +93,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 		return nil, err
 	}
 	return &agent.Cluster{
-		Client: client, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
+		Client: client, Heartbeats: heartbeats, Identity: identity, Events: events.CoreV1().Events(""), MaxImages: int(*k.NodeStatusMaxImages),
 		Node: registration,
 		Facts: node.Facts{
 			Addresses: statusAddresses(k, host), CloudAddresses: cloudProvided(k),
@@ -298,8 +305,9 @@ func addresses(host podspec.Node) []v1.NodeAddress {
 	return append(out, v1.NodeAddress{Type: v1.NodeHostName, Address: host.Name})
 }
 
-// hostInfo is what the host says of itself.
-func hostInfo() (v1.NodeSystemInfo, error) {
+// hostInfo is what the host says of itself. Like the kubelet
+// (nodestatus.MachineInfo), it does not mention swap where there is none.
+func hostInfo(swapBytes int64) (v1.NodeSystemInfo, error) {
 	boot, err := bootID()
 	if err != nil {
 		return v1.NodeSystemInfo{}, err
@@ -308,7 +316,7 @@ func hostInfo() (v1.NodeSystemInfo, error) {
 	if err := unix.Uname(&uts); err != nil {
 		return v1.NodeSystemInfo{}, fmt.Errorf("ask the kernel for its version: %w", err)
 	}
-	return v1.NodeSystemInfo{
+	info := v1.NodeSystemInfo{
 		MachineID:       firstOf("/etc/machine-id", "/var/lib/dbus/machine-id"),
 		SystemUUID:      strings.ToLower(firstOf("/sys/class/dmi/id/product_uuid", "/proc/device-tree/vm,uuid", "/etc/machine-id")),
 		BootID:          boot,
@@ -317,7 +325,11 @@ func hostInfo() (v1.NodeSystemInfo, error) {
 		KubeletVersion:  node.KubeletVersion,
 		OperatingSystem: runtime.GOOS,
 		Architecture:    runtime.GOARCH,
-	}, nil
+	}
+	if swapBytes > 0 {
+		info.Swap = &v1.NodeSwapStatus{Capacity: &swapBytes}
+	}
+	return info, nil
 }
 
 // firstOf is the content of the first of the files that has some. A host that

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	containerdlog "github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -67,12 +68,14 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 	if err := podNetwork.Configure(); err != nil {
 		return err
 	}
+	serving := closed()
 	if c.Has(config.RoleCRI) {
 		runtime, err := newRuntime(ctx, c, podNetwork, version, log)
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return named("runtime", runtime.Run(ctx)) })
+		serving = runtime.Serving()
 	}
 	if c.Has(config.RoleAgent) {
 		a, err := newAgent(c, kubelet, log)
@@ -81,8 +84,15 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 		}
 		group.Go(func() error { return named("agent", a.Run(ctx)) })
 		group.Go(func() error { return ready(ctx, a.InControl(), c, log) })
-	} else if err := notify.Ready("serving " + strings.Join(c.Roles, ", ")); err != nil {
-		return err
+	} else {
+		group.Go(func() error {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-serving:
+				return notify.Ready("serving " + strings.Join(c.Roles, ", "))
+			}
+		})
 	}
 	group.Go(func() error { return notify.Watchdog(ctx, alive(c)) })
 	group.Go(func() error { return idle.Run(ctx) })
@@ -96,16 +106,28 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 	return err
 }
 
+// closed is for a role that runs elsewhere.
+func closed() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+
 func newRuntime(ctx context.Context, c config.Config, podCIDRs *podNetwork, version string, log *slog.Logger) (*cri.Runtime, error) {
 	cniPlugins := map[string]network.Plugin{}
 	if c.Has(config.RoleNetwork) {
 		cniPlugins[plugin.Type] = plugin.New(plugin.Config{}).Handle
 	}
+	limits, err := rlimits(c)
+	if err != nil {
+		return nil, err
+	}
 	r, err := cri.New(ctx, cri.Config{
 		RunDir: c.RunDir, StateDir: c.RootDir, Socket: c.CRISocket, ShimBinary: c.ShimBinary,
 		RuntimeBinary: c.RuntimeBinary, Handlers: handlers(c), DefaultHandler: c.DefaultRuntime,
 		CgroupDriver: c.CgroupDriver, Version: version,
-		CDISpecDirs: c.CDISpecDirs,
+		CDISpecDirs: c.CDISpecDirs, Rlimits: limits,
+		SELinux: c.SELinux.Enable, SELinuxCategories: c.SELinux.CategoryRange,
 		Network: network.Config{
 			ConfDir: c.CNIConfDir, BinDirs: c.CNIBinDirs, CacheDir: filepath.Join(c.RunDir, "cni-cache"),
 			Plugins: cniPlugins, Logger: log,
@@ -132,6 +154,17 @@ func handlers(c config.Config) map[string]handler.Config {
 		}
 	}
 	return all
+}
+
+// rlimits are the configuration's, in OCI's words. Its -1 is the largest number
+// there.
+func rlimits(c config.Config) ([]specs.POSIXRlimit, error) {
+	limits, err := c.Ulimits()
+	var list []specs.POSIXRlimit
+	for _, u := range limits {
+		list = append(list, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	return list, err
 }
 
 // nriConfig: unless the configuration says that it is wanted, NRI is served

@@ -69,3 +69,15 @@ func TestLogsAreRotatedByTheKubeletsDefaultsOrByWhatItIsTold(t *testing.T) {
 		}
 	}
 }
+
+func TestSwapIsOnlyMentionedWhereThereIsSome(t *testing.T) {
+	for _, bytes := range []int64{0, 128 << 20} {
+		info, err := hostInfo(bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (info.Swap != nil) != (bytes > 0) || bytes > 0 && *info.Swap.Capacity != bytes {
+			t.Errorf("%d bytes: %+v", bytes, info.Swap)
+		}
+	}
+}

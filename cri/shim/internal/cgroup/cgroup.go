@@ -34,24 +34,36 @@ type Group struct {
 	before int64
 }
 
-// Of finds the cgroup of container id from its init process, or, when that
-// has ended already, from the bundle's config.json. A cgroup that is neither
-// named for the container nor inside one that is may be shared with others: it
-// is not taken for the container's.
-func Of(id string, pid int, bundle string) Group {
-	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err == nil {
-		if g := parse(string(text), id, isUnified()); g.Dir != "" {
-			return g
-		}
-	}
+// Expect is the cgroup that container id is to have, by its bundle's
+// config.json. It is asked before the container runs: one that is killed at once
+// may be gone, its cgroup with it, before anybody can look, and what the cgroup
+// above has counted until then is of others. A cgroup that is not named for the
+// container may be shared with others: it is not taken for the container's.
+func Expect(id, bundle string) Group {
 	path := configured(bundle)
 	if !strings.Contains(filepath.Base(path), id) || !filepath.IsAbs(path) {
 		return Group{}
 	}
-	if isUnified() {
-		return groupAt(filepath.Join(root, path))
+	return groupAt(path, isUnified())
+}
+
+// Find is where the container's init process really is, and what was expected
+// where that cannot be seen any more. Neither a cgroup named for the container
+// nor one inside such a one may be shared with others; any other is not taken
+// for the container's.
+func (g Group) Find(id string, pid int) Group {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return g
 	}
-	return groupAt(filepath.Join(root, "memory", path))
+	found := parse(string(text), id, isUnified())
+	if found.Dir == "" {
+		return g
+	}
+	if found.parent == g.parent {
+		found.before = g.before
+	}
+	return found
 }
 
 func isUnified() bool {
@@ -63,7 +75,9 @@ func isUnified() bool {
 // controller's hierarchy has both the processes and the counter.
 func parse(text, id string, unified bool) Group {
 	for line := range strings.Lines(text) {
-		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		// The kernel marks a cgroup that was removed under a process that has ended.
+		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), " (deleted)")
+		fields := strings.SplitN(line, ":", 3)
 		if len(fields) != 3 {
 			continue
 		}
@@ -74,9 +88,9 @@ func parse(text, id string, unified bool) Group {
 		var g Group
 		switch controllers := fields[1]; {
 		case unified && controllers == "":
-			g = groupAt(filepath.Join(root, path))
+			g = groupAt(path, true)
 		case !unified && controllers == "memory":
-			g = groupAt(filepath.Join(root, "memory", path))
+			g = groupAt(path, false)
 		default:
 			continue
 		}
@@ -98,17 +112,18 @@ func split(path, id string) (own, inner string, ok bool) {
 	return path, "", true
 }
 
-func groupAt(dir string) Group {
-	g := Group{Dir: dir, memory: filepath.Join(dir, "memory.events")}
-	if _, err := os.Stat(g.memory); err != nil {
-		g.memory = filepath.Join(dir, "memory.oom_control")
-		return g
+func groupAt(path string, unified bool) Group {
+	if !unified {
+		dir := filepath.Join(root, "memory", path)
+		return Group{Dir: dir, memory: filepath.Join(dir, "memory.oom_control")}
 	}
-	g.parent = filepath.Join(filepath.Dir(dir), "memory.events")
+	dir := filepath.Join(root, path)
+	g := Group{Dir: dir, memory: filepath.Join(dir, "memory.events"), parent: filepath.Join(filepath.Dir(dir), "memory.events")}
 	g.before, _ = oomKills(g.parent) // absent at the root, where it is 0 for ever
 	return g
 }
 
+// configured is the cgroup's path by the bundle, below the mount point.
 func configured(bundle string) string {
 	text, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
@@ -122,7 +137,26 @@ func configured(bundle string) string {
 	if json.Unmarshal(text, &config) != nil {
 		return ""
 	}
-	return config.Linux.CgroupsPath
+	return hostPath(config.Linux.CgroupsPath)
+}
+
+// hostPath turns SLICE:PREFIX:NAME, which an OCI runtime has from systemd's
+// cgroup driver, into a path: a-b.slice is below a.slice (systemd.slice(5)).
+func hostPath(path string) string {
+	parts := strings.Split(path, ":")
+	if len(parts) != 3 || !strings.HasSuffix(parts[0], ".slice") {
+		return path
+	}
+	above, prefix := "/", ""
+	for level := range strings.SplitSeq(strings.TrimSuffix(parts[0], ".slice"), "-") {
+		if level == "" {
+			continue // -.slice is the root
+		}
+		prefix += level
+		above = filepath.Join(above, prefix+".slice")
+		prefix += "-"
+	}
+	return filepath.Join(above, parts[1]+"-"+parts[2]+".scope")
 }
 
 // OOMKilled tells whether the kernel has killed a process of the container for

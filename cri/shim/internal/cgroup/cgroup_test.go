@@ -24,6 +24,7 @@ func TestTheCgroupIsFoundInProc(t *testing.T) {
 		{"the root", "4:memory:/\n", "c1", false, ""},
 		{"no memory controller", "1:cpu:/kubepods/pod1/c1\n", "c1", false, ""},
 		{"a path with a colon", "0::/a:b/c1\n", "c1", true, root + "/a:b/c1"},
+		{"removed already", "0::/kubepods.slice/cri-c1.scope (deleted)\n", "c1", true, root + "/kubepods.slice/cri-c1.scope"},
 		{"nonsense", "memory\n\n::\n", "c1", false, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -31,6 +32,55 @@ func TestTheCgroupIsFoundInProc(t *testing.T) {
 				t.Errorf("got %q, want %q", got.Dir, c.want)
 			}
 		})
+	}
+}
+
+func TestTheCgroupIsExpectedWhereTheBundleHasIt(t *testing.T) {
+	for _, c := range []struct{ name, path, want string }{
+		{"cgroupfs", "/kubepods/pod1/c1", "/kubepods/pod1/c1"},
+		{"systemd", "kubepods-burstable-pod1.slice:berth:c1", "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/berth-c1.scope"},
+		{"systemd, in the root slice", "-.slice:berth:c1", "/berth-c1.scope"},
+		{"one that others share", "/kubepods/pod1", ""},
+		{"a relative one", "c1", ""},
+		{"none", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bundle := t.TempDir()
+			config := `{"linux": {"cgroupsPath": "` + c.path + `"}}`
+			if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(config), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			want := c.want
+			if want != "" && isUnified() {
+				want = root + want
+			} else if want != "" {
+				want = root + "/memory" + want
+			}
+			if got := Expect("c1", bundle); got.Dir != want {
+				t.Errorf("got %q, want %q", got.Dir, want)
+			}
+		})
+	}
+	if got := Expect("c1", t.TempDir()); got != (Group{}) {
+		t.Errorf("without a configuration: %+v", got)
+	}
+}
+
+// By the time anybody looks there is neither
+// a process nor a cgroup, and the pod's counter has counted.
+func TestAContainerThatIsKilledAtOnceIsFoundToBe(t *testing.T) {
+	const nobody = 1 << 30
+	pod := filepath.Join(t.TempDir(), "memory.events")
+	write := func(kills string) {
+		if err := os.WriteFile(pod, []byte("oom_kill "+kills+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("2")
+	expected := Group{Dir: "/gone", memory: "/gone/memory.events", parent: pod, before: 2}
+	write("3")
+	if got := expected.Find("c1", nobody); !got.OOMKilled(137) || got.OOMKilled(1) {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -46,6 +46,7 @@ func exit(args []string) error {
 	message := fs.String("message", "", "termination message")
 	path := fs.String("path", "/dev/termination-log", "file of the termination message")
 	fs.Parse(args)
+	stop := signals(syscall.SIGTERM) // before anyone is told that it is there
 	if *text != "" {
 		fmt.Println(*text)
 	}
@@ -56,7 +57,7 @@ func exit(args []string) error {
 	}
 	select {
 	case <-time.After(*after):
-	case <-signals(syscall.SIGTERM):
+	case <-stop:
 	}
 	os.Exit(*code)
 	return nil
@@ -132,10 +133,23 @@ func zombies(args []string) error {
 		}
 	}
 	time.Sleep(time.Second)
-	left := 0
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	left, err := countZombies()
+	// What reaps them may be late, but not for ever.
+	for deadline := time.Now().Add(time.Minute); err == nil && left > 0 && time.Now().Before(deadline); {
+		time.Sleep(100 * time.Millisecond)
+		left, err = countZombies()
+	}
 	if err != nil {
 		return err
+	}
+	fmt.Println("zombies", left)
+	return pause(nil)
+}
+
+func countZombies() (left int, err error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return 0, err
 	}
 	for _, path := range stats {
 		stat, err := os.ReadFile(path)
@@ -146,8 +160,7 @@ func zombies(args []string) error {
 			left++
 		}
 	}
-	fmt.Println("zombies", left)
-	return pause(nil)
+	return left, nil
 }
 
 // syscallCmd tries calls that a seccomp profile or a missing capability should
