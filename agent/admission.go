@@ -80,11 +80,9 @@ func (a *Agent) admit() dispatch.Admit {
 	}
 	decider := &admission{
 		check: a.check, give: a.exclusive,
-		node: func() *v1.Node { return a.cluster.current(a.exclusive) },
-		read: func(ctx context.Context) *v1.Node { return a.cluster.read(ctx, a.exclusive) },
-		rejected: func(r *admit.Rejection) {
-			a.metrics.AdmissionRejections.WithLabelValues(r.MetricReason()).Inc()
-		},
+		node:     func() *v1.Node { return a.cluster.current(a.exclusive) },
+		read:     func(ctx context.Context) *v1.Node { return a.cluster.read(ctx, a.exclusive) },
+		rejected: func(r *admit.Rejection) { a.counts.Rejected(r.MetricReason()) },
 	}
 	return decider.knowing(answers{})
 }

@@ -130,7 +130,7 @@ type Agent struct {
 	ledger     *allocation.Ledger   // nil without a cluster
 	exclusive  *exclusive           // nil without a cluster
 	pressure   *pressure            // nil before Run, and without a cluster
-	metrics    *metrics.Metrics     // nil before Run, and without a cluster
+	counts     *metrics.Events      // shown where there is a cluster
 	feeding    atomic.Int64         // since when feed is at something, Unix nanoseconds; zero: it waits
 	inControl  chan struct{}
 }
@@ -143,7 +143,10 @@ func New(c Config) (*Agent, error) {
 			return nil, fmt.Errorf("make the agent's directories: %w", err)
 		}
 	}
-	a := &Agent{config: c, inControl: make(chan struct{})}
+	a := &Agent{config: c, counts: metrics.NewEvents(), inControl: make(chan struct{})}
+	if c.Cluster != nil && c.Cluster.API.Metrics.Events != nil {
+		a.counts = c.Cluster.API.Metrics.Events // others count there too
+	}
 	err := a.connect()
 	if err != nil {
 		return nil, err
@@ -164,6 +167,7 @@ func New(c Config) (*Agent, error) {
 	if a.checkpoint, err = checkpoint.Open(filepath.Join(c.StateDir, "pods")); err != nil {
 		return nil, err
 	}
+	c.Cgroups.Changed = a.counts.CgroupChanged
 	c.Cgroups.ExclusiveCPUs = func(pod *v1.Pod) bool { return a.exclusive != nil && a.exclusive.ExclusiveCPUs(pod) }
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err
@@ -176,7 +180,7 @@ func New(c Config) (*Agent, error) {
 		static := c.Cluster.Resources.Allocator
 		a.ledger = allocation.NewLedger(allocation.Config{
 			Fits: a.fits, StaticCPU: static.CPUs.Policy == cpus.PolicyStatic, StaticMemory: static.Memory.Policy == memory.PolicyStatic,
-			Swaps: a.cgroups.Node().Swaps,
+			Swaps: a.cgroups.Node().Swaps, Counts: a.counts,
 		})
 		if a.exclusive, err = a.newExclusive(c.Cluster.Resources); err != nil {
 			return nil, err
@@ -190,7 +194,7 @@ func New(c Config) (*Agent, error) {
 	if a.logs, err = logrotate.New(c.Logs, a.runtime); err != nil {
 		return nil, fmt.Errorf("rotation of logs: %w", err)
 	}
-	puller := images.New(a.images, a.events, images.Config{})
+	puller := images.New(a.images, a.events, images.Config{Pulled: a.counts.ImagePulled})
 	if a.cluster != nil {
 		if puller, err = a.cluster.puller(a, sources); err != nil {
 			return nil, err
@@ -200,7 +204,7 @@ func New(c Config) (*Agent, error) {
 		Sandboxes: a.runtime, Containers: a.runtime,
 		Images:  puller,
 		Volumes: a.volumes, Objects: sources, Cgroups: a.cgroups,
-		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell}), Logs: a.logs, Events: a.events,
+		Hooks: hook.New(hook.Config{Exec: a.exec, Event: a.tell, HTTPFallback: a.counts.HTTPFallback, SleepCut: a.counts.SleepCut}), Logs: a.logs, Events: a.events,
 		Features: a.runtime, UserNamespaces: userns.New(filepath.Join(c.Node.KubeletDir, "pods"), c.IDsPerPod, userns.HostRange),
 	}
 	if a.cluster != nil {
@@ -208,7 +212,7 @@ func New(c Config) (*Agent, error) {
 	}
 	a.actor = act.New(parts, act.Config{
 		Node: c.Node, ContainerLogsDir: c.ContainerLogsDir,
-		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: c.RuntimeTimeout, Log: c.Log,
+		Parallel: max(4, 2*runtime.NumCPU()), RuntimeTimeout: c.RuntimeTimeout, ImageVolumes: a.counts.ImageVolumes, Log: c.Log,
 	})
 	return a, nil
 }
@@ -235,21 +239,13 @@ func (a *Agent) dial(socket string) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: time.Second}),
-		grpc.WithUnaryInterceptor(a.count),
+		grpc.WithUnaryInterceptor(a.counts.Interceptor()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.WaitForReady(true)))
 	if err != nil {
 		return nil, fmt.Errorf("runtime socket %s: %w", socket, err)
 	}
 	a.conns = append(a.conns, conn)
 	return conn, nil
-}
-
-// count counts the requests to the runtime.
-func (a *Agent) count(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if a.metrics == nil {
-		return call(ctx, method, req, reply, cc, opts...)
-	}
-	return a.metrics.Interceptor()(ctx, method, req, reply, cc, call, opts...)
 }
 
 // manifestOptions are what the node adds to manifests.
@@ -285,7 +281,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.observed = observed.New(observed.Config{
-		Runtime: a.runtime, Relist: relist, Log: a.config.Log,
+		Runtime: a.runtime, Relist: relist, Counts: a.counts, Log: a.config.Log,
 		Changed: func(uid string) { a.pods.Observed(uid) },
 	})
 	d := a.newDispatcher(version)
@@ -299,10 +295,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
 			return err
 		}
-		if kubelet, a.metrics, err = a.cluster.kubeletAPI(a, d); err != nil {
+		if kubelet, err = a.cluster.kubeletAPI(a, d); err != nil {
 			return err
 		}
-		a.metrics.Registry().MustRegister(a.exclusive.claims)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.source.Run(ctx) })
@@ -352,13 +347,14 @@ func (a *Agent) newDispatcher(version *runtimeapi.VersionResponse) *dispatch.Dis
 		Worker: worker.Config{
 			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
-			Health: a.health, Probed: a.probed, NotStarted: a.notStarted, Ended: a.containerEnded,
+			Health: a.health, Probed: a.probed, NotStarted: a.counts.PodNotStarted, Ended: a.counts.ContainerEnded, Counts: a.counts, Resizes: a.counts,
 		},
 		Observations: a.observed,
 		Leftovers:    a.leftovers(),
 		Admit:        a.admit(),
 		Begun:        a.begun,
 		Ended:        a.ended,
+		Preempted:    a.counts.Preempted,
 		Log:          a.config.Log,
 	})
 }
@@ -408,9 +404,7 @@ func (a *Agent) health(pod *v1.Pod, container string) []v1.ResourceStatus {
 
 // probed counts a probe.
 func (a *Agent) probed(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration) {
-	if a.metrics != nil {
-		a.metrics.Probed(pod, container, string(kind), result, took)
-	}
+	a.counts.Probed(pod, container, string(kind), result, took)
 }
 
 // begun is told of pods that are about to start, or that have changed.
@@ -426,8 +420,8 @@ func (a *Agent) ended(pod *v1.Pod) {
 		a.cluster.objects.Unregister(pod.UID)
 		a.cluster.report.Forget(pod.UID)
 		a.exclusive.Poke()
-		a.metrics.Forget(pod)
 	}
+	a.counts.Forget(pod)
 }
 
 // exec runs a probe's or a hook's command in a container.

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc"
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-io/berth/agent/metrics"
 )
 
 // socketRuntime is a runtime that says at which socket it was asked.
@@ -51,7 +53,7 @@ func serve(t *testing.T, name string) (socket string) {
 func TestImagesAreAskedForAtTheSocketOfTheImageService(t *testing.T) {
 	runtime, images := serve(t, "runtime"), serve(t, "images")
 	for configured, want := range map[string]string{"": runtime, runtime: runtime, images: images} {
-		a := &Agent{config: Config{RuntimeSock: runtime, ImageSock: configured}}
+		a := &Agent{config: Config{RuntimeSock: runtime, ImageSock: configured}, counts: metrics.NewEvents()}
 		if err := a.connect(); err != nil {
 			t.Fatal(err)
 		}

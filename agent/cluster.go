@@ -141,7 +141,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 	k.classes = apiwatch.New(apiwatch.Config[*nodev1.RuntimeClass]{
 		Client: c.Client.NodeV1().RESTClient(), Resource: "runtimeclasses", Example: &nodev1.RuntimeClass{}, Log: k.log,
 	})
-	k.report = podreport.New(podreport.Config{Client: c.Client.CoreV1(), Pods: k.pods, Log: k.log})
+	k.report = podreport.New(podreport.Config{Client: c.Client.CoreV1(), Pods: k.pods, Counts: a.counts, Log: k.log})
 	k.mirror = mirror.New(mirror.Config{Client: c.Client.CoreV1(), State: func() mirror.State { return k.mirrorState(a) }, Log: k.log})
 	c.Objects.Client, c.Objects.Log = c.Client, k.log
 	c.Objects.Changed = func(uid types.UID) { a.pods.ObjectsChanged(uid) }
@@ -151,6 +151,7 @@ func (a *Agent) newCluster(c Cluster, events record.EventBroadcaster) (*cluster,
 		return nil, err
 	}
 	c.Node.Client, c.Node.Unreachable, c.Node.Name, c.Node.Log = c.Heartbeats, c.Identity.CloseConnections, k.nodeName, k.log
+	c.Node.Startup = a.counts
 	c.Node.Facts = func(ctx context.Context) node.Facts {
 		f := k.facts(ctx, a.pressure)
 		f.Capacity, f.Allocatable = k.resources(a.exclusive)
@@ -210,7 +211,7 @@ func (k *cluster) puller(a *Agent, sources volume.Objects) (*images.Puller, erro
 	if k.records, err = credentials.OpenRecords(c.Records); err != nil {
 		return nil, err
 	}
-	c.Pulls.Credentials, c.Pulls.Records = keys, k.records
+	c.Pulls.Credentials, c.Pulls.Records, c.Pulls.Pulled = keys, k.records, a.counts.ImagePulled
 	return images.New(k.images, a.events, c.Pulls), nil
 }
 
@@ -269,20 +270,22 @@ func (k *cluster) follow(ctx context.Context) error {
 }
 
 // kubeletAPI puts the kubelet's API together.
-func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, *metrics.Metrics, error) {
+func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, error) {
 	c := k.config.API
 	c.Server.Log, c.Stats.Log, c.Metrics.Log = k.log, k.log, k.log
 	c.Server.SyncLoop = a.syncing
 	authn, err := access.NewAuthenticator(c.Authn)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
+	c.Metrics.Events, c.Metrics.CPUs = a.counts, a.exclusive.CPUs
 	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
 	counted := metrics.New(k.runtime, measure, pods, c.Metrics)
 	counted.ObserveClients()
+	counted.Registry().MustRegister(a.exclusive.claims)
 	return kubeletapi.New(kubeletapi.Parts{
 		Pods: pods, Runtime: k.runtime, Stats: measure, Metrics: counted, Authn: authn, Authz: access.NewAuthorizer(c.Authz),
-	}, c.Server), counted, nil
+	}, c.Server), nil
 }
 
 // current is the node as last seen, with the allocatable resources of now. One

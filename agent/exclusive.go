@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/dispatch"
+	"github.com/berth-io/berth/agent/metrics"
 	"github.com/berth-io/berth/agent/observed"
 	"github.com/berth-io/berth/agent/resources"
 	"github.com/berth-io/berth/agent/resources/devices"
@@ -34,10 +35,11 @@ type exclusive struct {
 	claims  *dra.Claims
 	config  Resources
 	dir     string // the kubelet's
+	counts  *metrics.Events
 }
 
 func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
-	e := &exclusive{config: r, dir: a.config.Node.KubeletDir}
+	e := &exclusive{config: r, dir: a.config.Node.KubeletDir, counts: a.counts}
 	changed := func(podUIDs []string) {
 		for _, uid := range podUIDs {
 			a.pods.Observed(uid)
@@ -45,7 +47,7 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	}
 	var err error
 	e.plugins, err = devices.New(devices.Config{
-		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Log: a.config.Log,
+		Dir: filepath.Join(e.dir, "device-plugins"), Nodes: r.Allocator.Machine.NodeIDs(), Counts: a.counts, Log: a.config.Log,
 		CapacityChanged: func() { a.cluster.registrar.Poke() }, HealthChanged: changed,
 	})
 	if err != nil {
@@ -58,7 +60,7 @@ func (a *Agent) newExclusive(r Resources) (*exclusive, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Allocator.Dir, r.Allocator.Log = e.dir, a.config.Log
+	r.Allocator.Dir, r.Allocator.Counts, r.Allocator.Log = e.dir, a.counts, a.config.Log
 	if e.Allocator, err = resources.New(r.Allocator, e.plugins, a.runtime); err != nil {
 		return nil, err
 	}
@@ -84,7 +86,8 @@ func (e *exclusive) run(ctx context.Context, pods *dispatch.Dispatcher, observat
 		return e.Allocator.Run(ctx, func() resources.World { return world(pods, observations) })
 	})
 	group.Go(func() error {
-		return podresources.New(filepath.Join(e.dir, "pod-resources", "kubelet.sock"), activePods{pods}, e.Allocator, e.claims).Run(ctx)
+		socket := filepath.Join(e.dir, "pod-resources", "kubelet.sock")
+		return podresources.New(socket, activePods{pods}, e.Allocator, e.claims, e.counts.PodResourcesAsked).Run(ctx)
 	})
 	return group.Wait()
 }

@@ -49,8 +49,8 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	view := podsView{pods}
 	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
 	if out.collect, err = gc.New(gc.Config{
-		Collected: a.cluster.forget,
-		Images:    p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
+		Collected: a.cluster.forget, ImageCollected: a.counts.ImageCollected,
+		Images: p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
 		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir,
 		Logs: logsOf{a.runtime, a.logs}, Log: a.config.Log,
 	}, a.runtime, a.images, view, meter, a.events); err != nil {
@@ -59,7 +59,7 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	p.Evict.Notifier = evict.NewNotifier(evict.NotifyConfig{
 		Cgroups: hierarchy, PodsCgroup: a.cgroups.PodsPath(), Thresholds: p.Evict.Thresholds,
 	})
-	p.Evict.Changed, p.Evict.Log = a.cluster.registrar.Poke, a.config.Log
+	p.Evict.Changed, p.Evict.Counts, p.Evict.Log = a.cluster.registrar.Poke, a.counts, a.config.Log
 	out.evict = evict.New(p.Evict, view, meter, out.collect, a.events)
 	return out, nil
 }

@@ -133,7 +133,10 @@ type Config struct {
 	// RuntimeTimeout bounds one call to the runtime beyond what the call
 	// itself waits for (a grace period, a pull).
 	RuntimeTimeout time.Duration
-	Log            *slog.Logger
+	// ImageVolumes is told how many images a container has as volumes, once it was
+	// tried to create it; nil: nobody counts.
+	ImageVolumes func(n int, mounted bool)
+	Log          *slog.Logger
 }
 
 // Actor carries out actions. It may be used by all workers at once.

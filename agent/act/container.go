@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/manifest"
@@ -59,6 +61,9 @@ func (a *Actor) StartContainer(ctx context.Context, pod Pod, s plan.StartContain
 		return failed(reason, err)
 	}
 	id, err := a.create(ctx, pod, s, sandbox, config)
+	if len(volumes) > 0 && ctx.Err() == nil && a.config.ImageVolumes != nil {
+		a.config.ImageVolumes(len(volumes), err == nil || !strings.Contains(err.Error(), crierrors.ErrImageVolumeMountFailed.Error()))
+	}
 	if err != nil {
 		return err
 	}

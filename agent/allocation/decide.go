@@ -15,7 +15,7 @@ import (
 
 // retry decides about all who wait, the first first. One that does not fit
 // does not keep those after it waiting.
-func (l *Ledger) retry() {
+func (l *Ledger) retry(trigger string) {
 	var waiting []*entry
 	for _, e := range l.pods {
 		if e.wanted != nil && e.verdict.Outcome != Allocated && e.verdict.Outcome != Infeasible {
@@ -24,10 +24,11 @@ func (l *Ledger) retry() {
 	}
 	slices.SortFunc(waiting, order)
 	for _, e := range waiting {
-		verdict := l.decide(e)
+		verdict, detail := l.decide(e)
 		if verdict == e.verdict {
 			continue
 		}
+		l.count(e.verdict, verdict, detail, trigger)
 		e.verdict = verdict
 		if verdict.Outcome == Deferred && e.since.IsZero() {
 			e.since = time.Now()
@@ -35,6 +36,26 @@ func (l *Ledger) retry() {
 		if e.wake != nil {
 			e.wake()
 		}
+	}
+}
+
+// What makes the ledger look again at those who wait, in the words of the
+// kubelet's metric (pkg/kubelet/allocation/allocation_manager.go).
+const (
+	podUpdated    = "pod_updated"
+	podResized    = "pod_resized"
+	podTerminated = "pod_terminated"
+	podsRemoved   = "pods_removed"
+	periodic      = "periodic_retry"
+)
+
+func (l *Ledger) count(before, after Verdict, detail, trigger string) {
+	switch {
+	case l.config.Counts == nil:
+	case after.Outcome == Infeasible:
+		l.config.Counts.ResizeInfeasible(detail)
+	case after.Outcome == Allocated && before.Outcome == Deferred:
+		l.config.Counts.ResizeAccepted(trigger)
 	}
 }
 
@@ -84,25 +105,26 @@ func priority(pod *v1.Pod) int32 {
 func guaranteed(pod *v1.Pod) bool { return qos.Class(pod) == v1.PodQOSGuaranteed }
 
 // decide tells whether a pod may have what it wants (kubelet:
-// pkg/kubelet/allocation/handlers.go, then what it asks of a new pod).
-func (l *Ledger) decide(e *entry) Verdict {
+// pkg/kubelet/allocation/handlers.go, then what it asks of a new pod). Detail is
+// why it never may, as the kubelet's metric has it.
+func (l *Ledger) decide(e *entry) (v Verdict, detail string) {
 	has, wants := Of(e.pod), Of(e.wanted)
 	if l.swaps(e.pod, e.wanted) {
-		return Verdict{Infeasible, "In-place resize of containers with swap is not supported."}
+		return Verdict{Infeasible, "In-place resize of containers with swap is not supported."}, "swap_limitation"
 	}
 	if guaranteed(e.wanted) {
 		if l.config.StaticCPU && changes(has, wants, v1.ResourceCPU) {
-			return Verdict{Infeasible, static("CPU")}
+			return Verdict{Infeasible, static("CPU")}, "guaranteed_pod_cpu_manager_static_policy"
 		}
 		if l.config.StaticMemory && changes(has, wants, v1.ResourceMemory) {
-			return Verdict{Infeasible, static("Memory")}
+			return Verdict{Infeasible, static("Memory")}, "guaranteed_pod_memory_manager_static_policy"
 		}
 	}
 	message, ok := l.config.Fits(e.wanted, l.others(string(e.wanted.UID)))
 	if !ok {
-		return Verdict{Deferred, message}
+		return Verdict{Deferred, message}, ""
 	}
-	return Verdict{Outcome: Allocated}
+	return Verdict{Outcome: Allocated}, ""
 }
 
 func static(manager string) string {

@@ -36,6 +36,13 @@ type Verdict struct {
 	Message string // why not, for the pod's condition
 }
 
+// Counts are what is counted of resizes (agent/metrics).
+type Counts interface {
+	ResizeInfeasible(reason string)
+	// ResizeAccepted: one that waited has room, which was seen because of that.
+	ResizeAccepted(trigger string)
+}
+
 // Config of a Ledger.
 type Config struct {
 	// Fits tells whether a pod has room on the node beside the others, whose
@@ -46,7 +53,8 @@ type Config struct {
 	// guaranteed pod then keeps what it has of that resource.
 	StaticCPU, StaticMemory bool
 	// Swaps tells whether a container of the pod may use swap; nil: none may.
-	Swaps func(pod *v1.Pod, container *v1.Container) bool
+	Swaps  func(pod *v1.Pod, container *v1.Container) bool
+	Counts Counts // nil: nobody counts
 }
 
 // Ledger has the node's pods. Its methods may be called by anyone.
@@ -110,7 +118,11 @@ func (l *Ledger) Set(pod *v1.Pod, wake func()) {
 		e.wanted, e.verdict = nil, Verdict{} // it has taken what it was given
 	}
 	if gaveBack(before, e.counted()) {
-		l.retry()
+		trigger := podResized
+		if pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed {
+			trigger = podTerminated
+		}
+		l.retry(trigger)
 	}
 }
 
@@ -130,7 +142,7 @@ func (l *Ledger) Resize(wanted *v1.Pod) Verdict {
 		e.since = time.Time{}
 	}
 	e.wanted, e.verdict = wanted, Verdict{}
-	l.retry()
+	l.retry(podUpdated)
 	return e.verdict
 }
 
@@ -145,7 +157,7 @@ func (l *Ledger) Withdraw(uid string) {
 	granted := e.verdict.Outcome == Allocated
 	e.wanted, e.verdict = nil, Verdict{}
 	if granted {
-		l.retry()
+		l.retry(podUpdated)
 	}
 }
 
@@ -157,14 +169,14 @@ func (l *Ledger) Remove(uid string) {
 		return
 	}
 	delete(l.pods, uid)
-	l.retry()
+	l.retry(podsRemoved)
 }
 
 // Retry decides anew about those who wait: what the node can give has changed.
 func (l *Ledger) Retry() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.retry()
+	l.retry(periodic)
 }
 
 // Pods returns all pods that have not ended, with what they are allocated.

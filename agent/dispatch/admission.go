@@ -66,7 +66,9 @@ func (d *Dispatcher) admit(w waiting) *worker.Worker {
 		return made()
 	}
 	for _, v := range decision.Victims {
-		d.disrupt(v.Pod, v.Stop)
+		if d.disrupt(v.Pod, v.Stop) && d.config.Preempted != nil {
+			d.config.Preempted(string(decision.Preemptor))
+		}
 	}
 	w.admit = nil // by then what it was given may be another's
 	d.held[uid] = w
@@ -202,16 +204,19 @@ func (d *Dispatcher) active() []*v1.Pod {
 	return pods
 }
 
-// disrupt asks a pod's worker to end it, and tells of it.
-func (d *Dispatcher) disrupt(pod *v1.Pod, s disruption.Stop) {
+// disrupt asks a pod's worker to end it, and tells of it. It is first if nobody
+// has asked before.
+func (d *Dispatcher) disrupt(pod *v1.Pod, s disruption.Stop) (first bool) {
 	w := d.workers[string(pod.UID)]
 	if w == nil {
-		return
+		return false
 	}
-	if s.Event != nil && !w.Stopping() {
+	first = !w.Stopping()
+	if s.Event != nil && first {
 		d.config.Parts.Events.Pod(pod, v1.EventTypeWarning, s.Event.Reason, "%s", s.Event.Message)
 	}
 	w.Stop(worker.Disrupting(pod, s))
+	return first
 }
 
 // Disrupt asks a pod to end as failed, for a reason of the node's. One that is

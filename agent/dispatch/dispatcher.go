@@ -64,7 +64,10 @@ type Config struct {
 	// says something else of it; Ended with one of which nothing is left. nil:
 	// nobody wants to know.
 	Begun, Ended func(pod *v1.Pod)
-	Log          *slog.Logger
+	// Preempted is told of each pod that is ended to make room for another, and
+	// of what that wants; nil: nobody counts.
+	Preempted func(resource string)
+	Log       *slog.Logger
 }
 
 // Dispatcher owns the workers.

@@ -18,7 +18,6 @@ package evict
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -99,7 +98,16 @@ type Config struct {
 	// Changed is called when the node's conditions have; nil: nobody wants to
 	// know at once.
 	Changed func()
+	Counts  Counts // nil: nobody counts
 	Log     *slog.Logger
+}
+
+// Counts are what is counted of evictions (agent/metrics).
+type Counts interface {
+	// Evicted: a pod was ended, for the label eviction_signal of the kubelet's metrics.
+	Evicted(signal string)
+	// EvictionMeasured: a pod is about to be, by numbers of that age.
+	EvictionMeasured(signal string, age time.Duration)
 }
 
 // Manager watches the node.
@@ -115,12 +123,11 @@ type Manager struct {
 
 	mu         sync.Mutex
 	conditions []v1.NodeConditionType
-	evictions  map[string]int64
 }
 
 // New returns a Manager; Run runs it.
 func New(c Config, pods Pods, meter Meter, reclaim Reclaimer, events Events) *Manager {
-	return &Manager{config: c, pods: pods, meter: meter, reclaim: reclaim, events: events, evictions: map[string]int64{}}
+	return &Manager{config: c, pods: pods, meter: meter, reclaim: reclaim, events: events}
 }
 
 // Pressure are the node's conditions that are true, of MemoryPressure,
@@ -129,14 +136,6 @@ func (m *Manager) Pressure() []v1.NodeConditionType {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.conditions)
-}
-
-// Evictions counts the pods that were ended, by the label eviction_signal of
-// the kubelet's metric evictions.
-func (m *Manager) Evictions() map[string]int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.evictions)
 }
 
 // Run watches until ctx ends.
@@ -218,7 +217,7 @@ func (m *Manager) round(ctx context.Context, now time.Time) ([]types.UID, error)
 	if len(due) == 0 {
 		return nil, nil
 	}
-	return m.relieve(ctx, due, observed, active)
+	return m.relieve(ctx, due, observed, active, now)
 }
 
 // limits ends the pods that overstep theirs.
@@ -239,8 +238,9 @@ func (m *Manager) limits(ctx context.Context, active []*v1.Pod) []types.UID {
 	return ended
 }
 
-// relieve frees what can be freed, and if that is not enough ends a pod.
-func (m *Manager) relieve(ctx context.Context, due []Threshold, observed Observations, active []*v1.Pod) ([]types.UID, error) {
+// relieve frees what can be freed, and if that is not enough ends a pod. At is
+// when the node was measured.
+func (m *Manager) relieve(ctx context.Context, due []Threshold, observed Observations, active []*v1.Pod, at time.Time) ([]types.UID, error) {
 	t := due[0]
 	what := meanings[t.Signal].resource
 	m.events.Node(v1.EventTypeWarning, "EvictionThresholdMet", "Attempting to reclaim %s", what)
@@ -263,6 +263,11 @@ func (m *Manager) relieve(ctx context.Context, due []Threshold, observed Observa
 	if !found {
 		m.config.Log.Warn("the node runs short, and there is no pod that may be ended", "resource", what)
 		return nil, nil
+	}
+	if m.config.Counts != nil {
+		for _, t := range due {
+			m.config.Counts.EvictionMeasured(string(t.Signal), time.Since(at))
+		}
 	}
 	return []types.UID{m.end(v)}, nil
 }
@@ -287,9 +292,9 @@ func (m *Manager) reclaimFor(ctx context.Context, s Signal) bool {
 func (m *Manager) end(v Victim) types.UID {
 	m.config.Log.Info("ending a pod", "pod", v.Pod.Namespace+"/"+v.Pod.Name, "why", v.Stop.Message)
 	m.pods.Stop(v.Pod.UID, v.Stop)
-	m.mu.Lock()
-	m.evictions[v.Signal]++
-	m.mu.Unlock()
+	if m.config.Counts != nil {
+		m.config.Counts.Evicted(v.Signal)
+	}
 	return v.Pod.UID
 }
 

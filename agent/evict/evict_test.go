@@ -30,8 +30,14 @@ type fake struct {
 	active   []*v1.Pod
 	finished map[types.UID]bool
 	// frees is how much disk each reclaim gives back.
-	frees uint64
-	did   []string
+	frees   uint64
+	did     []string
+	counted []string
+}
+
+func (f *fake) Evicted(signal string) { f.counted = append(f.counted, signal) }
+func (f *fake) EvictionMeasured(signal string, age time.Duration) {
+	f.counted = append(f.counted, fmt.Sprint(signal, " measured ", age > 0))
 }
 
 func (f *fake) do(what string) {
@@ -96,7 +102,7 @@ func manager(t *testing.T, f *fake, s Settings, change ...func(*Config)) *Manage
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Config{Thresholds: thresholds, Transition: time.Minute, LocalStorage: true, Log: slog.New(slog.DiscardHandler)}
+	c := Config{Thresholds: thresholds, Transition: time.Minute, LocalStorage: true, Counts: f, Log: slog.New(slog.DiscardHandler)}
 	for _, do := range change {
 		do(&c)
 	}
@@ -135,7 +141,7 @@ func TestWhereThatIsNotEnoughOnePodEnds(t *testing.T) {
 		used: Usage{"p": uses(0, bytes(1), usage.Disk{}, usage.Disk{}), "q": uses(0, bytes(2), usage.Disk{}, usage.Disk{})}}
 	m := manager(t, f, diskLow)
 	round(t, m, f, "EvictionThresholdMet: Attempting to reclaim ephemeral-storage", "remove containers", "remove images", "measure 2", "stop q")
-	if diff := cmp.Diff(map[string]int64{"nodefs.available": 1}, m.Evictions()); diff != "" {
+	if diff := cmp.Diff([]string{"nodefs.available measured true", "nodefs.available"}, f.counted); diff != "" {
 		t.Errorf("counted (-want +got):\n%s", diff)
 	}
 }

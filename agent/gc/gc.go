@@ -21,9 +21,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"path/filepath"
-	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -89,7 +87,10 @@ type Config struct {
 	// Collected is told which images are left after some were removed, and when
 	// the collection began; nil: nobody wants to know.
 	Collected func(left []string, began time.Time)
-	Log       *slog.Logger
+	// ImageCollected is told of each image that was removed, and for what: "age"
+	// or "space"; nil: nobody counts.
+	ImageCollected func(reason string)
+	Log            *slog.Logger
 }
 
 // Collector collects. Its methods may be called concurrently.
@@ -103,9 +104,6 @@ type Collector struct {
 
 	collecting chan struct{} // capacity one; full while images are collected
 	records    records       // nil: not read yet
-
-	countMu sync.Mutex
-	removed map[string]int64
 }
 
 // New returns a Collector, or an error that names the setting which is wrong;
@@ -114,8 +112,7 @@ func New(c Config, runtime Runtime, store ImageStore, pods Pods, disk Disk, even
 	if err := c.Images.check(); err != nil {
 		return nil, err
 	}
-	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events,
-		collecting: make(chan struct{}, 1), removed: map[string]int64{}}, nil
+	return &Collector{config: c, runtime: runtime, store: store, pods: pods, disk: disk, events: events, collecting: make(chan struct{}, 1)}, nil
 }
 
 // begin waits for a collection of images that is under way to end.
@@ -178,20 +175,6 @@ func (c *Collector) RemoveDeadContainers(ctx context.Context) error {
 // RemoveUnusedImages removes all images that are not in use, pinned or new.
 func (c *Collector) RemoveUnusedImages(ctx context.Context) error {
 	return c.unusedImages(ctx, time.Now())
-}
-
-// RemovedImages counts them by the label reason of the kubelet's metric
-// image_garbage_collected_total.
-func (c *Collector) RemovedImages() map[string]int64 {
-	c.countMu.Lock()
-	defer c.countMu.Unlock()
-	return maps.Clone(c.removed)
-}
-
-func (c *Collector) count(reason string) {
-	c.countMu.Lock()
-	defer c.countMu.Unlock()
-	c.removed[reason]++
 }
 
 // unfinished is what an interrupted write of the record leaves.

@@ -120,7 +120,9 @@ func (c *Collector) remove(ctx context.Context, images []Image, need int64, reas
 		}
 		c.config.Log.Info("an image was removed", "image", i.ID, "bytes", i.Size, "for", reason)
 		delete(c.records, i.ID)
-		c.count(reason)
+		if c.config.ImageCollected != nil {
+			c.config.ImageCollected(reason)
+		}
 		freed += i.Size
 	}
 	return freed, errors.Join(errs...)

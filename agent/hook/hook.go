@@ -30,6 +30,9 @@ type Config struct {
 	// Event is told when a handler worked otherwise than its pod says
 	// (LifecycleHTTPFallback); nil for nobody.
 	Event func(pod *v1.Pod, eventType, reason, message string)
+	// HTTPFallback is told of that as well, and SleepCut of a sleep whose container
+	// did not live to see its end; nil: nobody counts.
+	HTTPFallback, SleepCut func()
 }
 
 // Runner runs handlers; it keeps nothing between two of them.
@@ -66,6 +69,9 @@ func (r *Runner) Run(ctx context.Context, pod *v1.Pod, c *v1.Container, handler 
 		return "", nil
 	case handler.Sleep != nil:
 		if err := sleep(ctx, handler.Sleep.Seconds); err != nil {
+			if r.config.SleepCut != nil {
+				r.config.SleepCut()
+			}
 			//lint:ignore ST1005 the kubelet's text
 			return "", fmt.Errorf("Sleep lifecycle hook (%d) %s - error: %w", handler.Sleep.Seconds, of, err)
 		}
@@ -106,6 +112,9 @@ func (r *Runner) httpGet(ctx context.Context, pod *v1.Pod, c *v1.Container, acti
 	plain.Header.Del("Authorization")
 	if r.do(plain) != nil {
 		return err
+	}
+	if r.config.HTTPFallback != nil {
+		r.config.HTTPFallback()
 	}
 	if r.config.Event != nil {
 		r.config.Event(pod, v1.EventTypeWarning, "LifecycleHTTPFallback",

@@ -76,6 +76,9 @@ type Config struct {
 	// registryBurst); a QPS of zero is no bound.
 	QPS   float64
 	Burst int
+	// Pulled is told of each image that was pulled, waiting included, and how
+	// large it is; nil: nobody counts.
+	Pulled func(took time.Duration, bytes uint64)
 }
 
 // Error says why an image is not there.
@@ -265,8 +268,12 @@ func (p *Puller) pull(ctx context.Context, r Request, with []credentials.Credent
 	p.mu.Lock()
 	delete(p.failures, k)
 	p.mu.Unlock()
+	all := time.Since(start).Truncate(time.Millisecond)
 	p.tell(r, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.",
-		r.Image, took.Truncate(time.Millisecond), time.Since(start).Truncate(time.Millisecond), image.GetSize())
+		r.Image, took.Truncate(time.Millisecond), all, image.GetSize())
+	if p.config.Pulled != nil {
+		p.config.Pulled(all, image.GetSize())
+	}
 	return image, nil
 }
 

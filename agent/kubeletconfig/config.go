@@ -219,6 +219,21 @@ func (c *Config) from() string {
 // have is off.
 func (c *Config) Enabled(gate string) bool { return c.gates.enabled(gate) }
 
+// Gate is a feature gate. Stage is alpha, beta, ga or deprecated.
+type Gate struct {
+	Name, Stage string
+	On          bool
+}
+
+// Gates are the kubelet's feature gates, by name.
+func (c *Config) Gates() []Gate {
+	var out []Gate
+	for _, name := range slices.Sorted(maps.Keys(c.gates)) {
+		out = append(out, Gate{Name: name, Stage: c.gates[name].stage, On: c.gates[name].on})
+	}
+	return out
+}
+
 // NodeName is HostnameOverride or the host's name, as the kubelet writes it.
 func (c *Config) NodeName() (string, error) {
 	name, err := nodeutil.GetHostname(c.HostnameOverride)

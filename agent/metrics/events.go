@@ -5,6 +5,7 @@ import (
 	"math"
 	"path"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,58 +21,32 @@ var inf = math.Inf(1)
 // podStartBuckets are those of everything that ends with a pod running.
 var podStartBuckets = []float64{0.5, 1, 2, 3, 4, 5, 6, 8, 10, 20, 30, 45, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600}
 
-// Events is what is told when it happens. Whoever does it may use the exported
-// fields; labels are in the comments. All are safe for concurrent use.
+// Events is what is told when it happens: each method counts one kind of event,
+// and those who call it declare what they need of them as an interface of their
+// own. All are safe for concurrent use, and none waits.
 type Events struct {
-	// Pods, seconds.
-	PodStart       prometheus.Histogram     // from when the agent first saw the pod to running
-	PodStartSLI    *prometheus.HistogramVec // without images and init containers; no labels
-	PodStartTotal  *prometheus.HistogramVec // from the pod's creation; no labels
-	PodWorker      *prometheus.HistogramVec // operation_type: create, update, sync
-	PodWorkerStart prometheus.Histogram     // from seeing a pod to its worker
-	PodStatusSync  prometheus.Histogram     // from a status' change to the API server's having it
-	Relist         prometheus.Histogram     // of everything that runs
-	RelistInterval prometheus.Histogram
-	LastSeen       prometheus.Gauge // when what runs was last heard of, seconds since the epoch
+	pods            podCounts
+	firstNetworkPod sync.Once
+	node            nodeCounts
 
-	// Containers.
-	ContainersStarted      *prometheus.CounterVec // container_type: container, init_container, ephemeral_container
-	ContainersTerminated   *prometheus.CounterVec // container_type, exit_code, reason
-	ContainersStartErrors  *prometheus.CounterVec // container_type, code
-	ContainersPerPod       prometheus.Histogram
-	UserNamespaceErrors    prometheus.Counter       // pods with a user namespace of which something did not start
-	ImagePull              *prometheus.HistogramVec // image_size_in_bytes
-	EphemeralContainers    prometheus.Gauge         // ephemeral containers of the node's pods
-	ResizesRequested       *prometheus.CounterVec   // resource, requirement, operation
-	ResizeDuration         *prometheus.HistogramVec // success; milliseconds
-	Evictions              *prometheus.CounterVec   // eviction_signal
-	EvictionStatsAge       *prometheus.HistogramVec // eviction_signal
-	Preemptions            *prometheus.CounterVec   // preemption_signal
-	AdmissionRejections    *prometheus.CounterVec   // reason
-	ImagesCollected        *prometheus.CounterVec   // reason: age, space
-	DevicePlugins          *prometheus.CounterVec   // resource_name
-	DeviceAllocation       *prometheus.HistogramVec // resource_name
-	CPUPinningRequests     prometheus.Counter
-	CPUPinningErrors       prometheus.Counter
-	TopologyRequests       prometheus.Counter
-	TopologyErrors         prometheus.Counter
-	CertificateRenewErrors prometheus.Counter // of the serving certificate
+	relist, relistInterval, podRelist, eventDelay prometheus.Histogram
+	lastSeen                                      prometheus.Gauge
+	connected, connectErrors                      prometheus.Counter
+	operations, operationErrors, sandboxErrors    *prometheus.CounterVec
+	operationDuration, sandboxDuration            *prometheus.HistogramVec
+	podsStarted, podsStartErrors                  prometheus.Counter
+	userNamespaces, userNamespaceErrors           prometheus.Counter
 
-	// Probes of containers; see Probed.
-	Probes        *prometheus.CounterVec   // probe_type, result, container, pod, namespace, pod_uid
-	ProbeDuration *prometheus.HistogramVec // probe_type, container, pod, namespace
+	probes        *prometheus.CounterVec
+	probeDuration *prometheus.HistogramVec
 
-	operations, operationErrors, sandboxErrors *prometheus.CounterVec
-	operationDuration, sandboxDuration         *prometheus.HistogramVec
-	podsStarted, podsStartErrors               prometheus.Counter
-	userNamespaces                             prometheus.Counter
-	requests                                   *prometheus.CounterVec
-	requestDuration                            *prometheus.HistogramVec
-	requestsNow                                *prometheus.GaugeVec
-	webSockets                                 *prometheus.CounterVec
-	health                                     *prometheus.GaugeVec
-	healthTotal                                *prometheus.CounterVec
-	all                                        []prometheus.Collector
+	requests        *prometheus.CounterVec
+	requestDuration *prometheus.HistogramVec
+	requestsNow     *prometheus.GaugeVec
+	webSockets      *prometheus.CounterVec
+	health          *prometheus.GaugeVec
+	healthTotal     *prometheus.CounterVec
+	all             []prometheus.Collector
 }
 
 const subsystem = "kubelet"
@@ -111,52 +86,17 @@ func (e *Events) histograms(name, help string, buckets []float64, labels ...stri
 // Metrics that they are given to.
 func NewEvents() *Events {
 	e := &Events{}
-	e.pods()
-	e.resources()
+	e.newPods()
+	e.newNode()
 	e.runtime()
 	e.server()
-	e.Probes = prometheus.NewCounterVec(prometheus.CounterOpts{
+	e.probes = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Subsystem: "prober", Name: "probe_total", Help: "Cumulative number of a liveness, readiness or startup probe for a container by result.",
 	}, []string{"probe_type", "result", "container", "pod", "namespace", "pod_uid"})
-	e.ProbeDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	e.probeDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Subsystem: "prober", Name: "probe_duration_seconds", Help: "Duration in seconds for a probe response.",
 	}, []string{"probe_type", "container", "pod", "namespace"})
 	return e
-}
-
-func (e *Events) pods() {
-	e.PodStart = e.histogram("pod_start_duration_seconds", "Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run", podStartBuckets)
-	e.PodStartSLI = e.histograms("pod_start_sli_duration_seconds", "Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch", podStartBuckets)
-	e.PodStartTotal = e.histograms("pod_start_total_duration_seconds", "Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch", podStartBuckets)
-	e.PodWorker = e.histograms("pod_worker_duration_seconds", "Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync", prometheus.DefBuckets, "operation_type")
-	e.PodWorkerStart = e.histogram("pod_worker_start_duration_seconds", "Duration in seconds from kubelet seeing a pod to starting a worker.", prometheus.DefBuckets)
-	e.PodStatusSync = e.histogram("pod_status_sync_duration_seconds", "Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.", []float64{0.010, 0.050, 0.100, 0.500, 1, 5, 10, 20, 30, 45, 60})
-	e.Relist = e.histogram("pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", prometheus.DefBuckets)
-	e.RelistInterval = e.histogram("pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", prometheus.DefBuckets)
-	e.LastSeen = e.gauge("pleg_last_seen_seconds", "Timestamp in seconds when PLEG was last seen active.")
-	e.ContainersPerPod = e.histogram("containers_per_pod_count", "The number of containers per pod.", prometheus.ExponentialBuckets(1, 2, 5))
-	e.ContainersStarted = e.counters("started_containers_total", "Cumulative number of containers started", "container_type")
-	e.ContainersTerminated = e.counters("terminated_containers_total", "Cumulative number of container terminations.", "container_type", "exit_code", "reason")
-	e.ContainersStartErrors = e.counters("started_containers_errors_total", "Cumulative number of errors when starting containers", "container_type", "code")
-	e.ImagePull = e.histograms("image_pull_duration_seconds", "Duration in seconds to pull an image.", []float64{1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600}, "image_size_in_bytes")
-	e.EphemeralContainers = e.gauge("managed_ephemeral_containers", "Current number of ephemeral containers in pods managed by this kubelet.")
-	e.ResizesRequested = e.counters("container_requested_resizes_total", "Number of requested resizes, counted at the container level. Different resources on the same container are counted separately. The 'requirement' label refers to 'memory' or 'limits'; the 'operation' label can be one of 'add', 'remove', 'increase' or 'decrease'.", "resource", "requirement", "operation")
-	e.ResizeDuration = e.histograms("pod_resize_duration_milliseconds", "Duration in milliseconds to actuate a pod resize", []float64{10, 50, 100, 500, 1000, 2000, 5000, 10000, 20000, 30000, 60000, 120000, 300000, 600000}, "success")
-}
-
-func (e *Events) resources() {
-	e.Evictions = e.counters("evictions", "Cumulative number of pod evictions by eviction signal", "eviction_signal")
-	e.EvictionStatsAge = e.histograms("eviction_stats_age_seconds", "Time between when stats are collected, and when pod is evicted based on those stats by eviction signal", prometheus.DefBuckets, "eviction_signal")
-	e.Preemptions = e.counters("preemptions", "Cumulative number of pod preemptions by preemption resource", "preemption_signal")
-	e.AdmissionRejections = e.counters("admission_rejections_total", "Cumulative number pod admission rejections by the Kubelet.", "reason")
-	e.ImagesCollected = e.counters("image_garbage_collected_total", "Total number of images garbage collected by the kubelet, whether through disk usage or image age.", "reason")
-	e.DevicePlugins = e.counters("device_plugin_registration_total", "Cumulative number of device plugin registrations. Broken down by resource name.", "resource_name")
-	e.DeviceAllocation = e.histograms("device_plugin_alloc_duration_seconds", "Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.", prometheus.DefBuckets, "resource_name")
-	e.CPUPinningRequests = e.counter("cpu_manager_pinning_requests_total", "The number of cpu core allocations which required pinning.")
-	e.CPUPinningErrors = e.counter("cpu_manager_pinning_errors_total", "The number of cpu core allocations which required pinning failed.")
-	e.TopologyRequests = e.counter("topology_manager_admission_requests_total", "The number of admission requests where resources have to be aligned.")
-	e.TopologyErrors = e.counter("topology_manager_admission_errors_total", "The number of admission request failures where resources could not be aligned.")
-	e.CertificateRenewErrors = e.counter("server_expiration_renew_errors", "Counter of certificate renewal errors.")
 }
 
 func (e *Events) runtime() {
@@ -168,7 +108,42 @@ func (e *Events) runtime() {
 	e.podsStarted = e.counter("started_pods_total", "Cumulative number of pods started")
 	e.podsStartErrors = e.counter("started_pods_errors_total", "Cumulative number of errors when starting pods")
 	e.userNamespaces = e.counter("started_user_namespaced_pods_total", "Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.")
-	e.UserNamespaceErrors = e.counter("started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
+	e.userNamespaceErrors = e.counter("started_user_namespaced_pods_errors_total", "Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
+	e.relist = e.histogram("pleg_relist_duration_seconds", "Duration in seconds for relisting pods in PLEG.", prometheus.DefBuckets)
+	e.relistInterval = e.histogram("pleg_relist_interval_seconds", "Interval in seconds between relisting in PLEG.", prometheus.DefBuckets)
+	e.podRelist = e.histogram("pleg_pod_relist_duration_seconds", "Duration in seconds for relisting a single pod in PLEG.", prometheus.DefBuckets)
+	e.lastSeen = e.gauge("pleg_last_seen_seconds", "Timestamp in seconds when PLEG was last seen active.")
+	e.connected = e.counter("evented_pleg_connection_success_count", "The number of times a streaming client was obtained to receive CRI Events.")
+	e.connectErrors = e.counter("evented_pleg_connection_error_count", "The number of errors encountered during the establishment of streaming connection with the CRI runtime.")
+	e.eventDelay = e.histogram("evented_pleg_connection_latency_seconds", "The latency of streaming connection with the CRI runtime, measured in seconds.", prometheus.DefBuckets)
+}
+
+// Relisted counts that everything which runs was asked for, and how long after
+// the last time; zero: it was the first.
+func (e *Events) Relisted(took, after time.Duration) {
+	e.relist.Observe(took.Seconds())
+	if after > 0 {
+		e.relistInterval.Observe(after.Seconds())
+	}
+	e.lastSeen.SetToCurrentTime()
+}
+
+// PodRelisted counts that one pod was asked about.
+func (e *Events) PodRelisted(took time.Duration) { e.podRelist.Observe(took.Seconds()) }
+
+// Following counts that the runtime's events were asked for.
+func (e *Events) Following(err error) {
+	if err != nil {
+		e.connectErrors.Inc()
+		return
+	}
+	e.connected.Inc()
+}
+
+// RuntimeTold counts an event of the runtime that came after that delay.
+func (e *Events) RuntimeTold(delay time.Duration) {
+	e.eventDelay.Observe(max(0, delay).Seconds())
+	e.lastSeen.SetToCurrentTime()
 }
 
 func (e *Events) server() {
@@ -239,16 +214,16 @@ func (e *Events) called(call string, req any, took time.Duration, err error) {
 // Probed tells the outcome of a probe: kind is "Liveness", "Readiness" or
 // "Startup", result "successful", "failed" or "unknown".
 func (e *Events) Probed(pod *v1.Pod, container, kind, result string, took time.Duration) {
-	e.Probes.WithLabelValues(kind, result, container, pod.Name, pod.Namespace, string(pod.UID)).Inc()
+	e.probes.WithLabelValues(kind, result, container, pod.Name, pod.Namespace, string(pod.UID)).Inc()
 	if result == "successful" {
-		e.ProbeDuration.WithLabelValues(kind, container, pod.Name, pod.Namespace).Observe(took.Seconds())
+		e.probeDuration.WithLabelValues(kind, container, pod.Name, pod.Namespace).Observe(took.Seconds())
 	}
 }
 
 // Forget drops what is counted of a pod by its name, once it is gone.
 func (e *Events) Forget(pod *v1.Pod) {
-	e.Probes.DeletePartialMatch(prometheus.Labels{"pod_uid": string(pod.UID)})
-	e.ProbeDuration.DeletePartialMatch(prometheus.Labels{"namespace": pod.Namespace, "pod": pod.Name})
+	e.probes.DeletePartialMatch(prometheus.Labels{"pod_uid": string(pod.UID)})
+	e.probeDuration.DeletePartialMatch(prometheus.Labels{"namespace": pod.Namespace, "pod": pod.Name})
 }
 
 // Serving counts a request to the kubelet API until done is called.

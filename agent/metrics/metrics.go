@@ -4,10 +4,12 @@
 //
 // What can be counted when somebody scrapes is counted then: pods, containers,
 // volumes, everything the runtime measures. What happens in between is told by who
-// does it, through the methods of Metrics and the fields of Events.
+// does it, through the methods of Events.
 //
 //	metrics.go  the registries and their handlers
-//	events.go   what is told: operations, durations, requests
+//	events.go   what is told of the runtime, of probes and of requests
+//	pods.go     what is told of pods
+//	counts.go   what is told of the node and what it has
 //	node.go     what is counted at a scrape: pods, containers, volumes
 //	resource.go /metrics/resource
 //	cadvisor.go /metrics/cadvisor
@@ -64,7 +66,19 @@ type Config struct {
 	// ClientExpiry and ServerExpiry are when certificates end; nil or a zero
 	// time: there is none.
 	ClientExpiry, ServerExpiry func() time.Time
-	Log                        *slog.Logger
+	// CPUs are how many containers share and how many some have to themselves;
+	// nil: none.
+	CPUs func() (shared, exclusive int)
+	// Gates are the feature gates.
+	Gates []Gate
+	Log   *slog.Logger
+}
+
+// Gate is a feature gate: Stage is ALPHA, BETA, DEPRECATED, or empty for one that
+// is there for good.
+type Gate struct {
+	Name, Stage string
+	On          bool
 }
 
 // scrapeTimeout bounds what is measured for one scrape.
@@ -92,7 +106,7 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	started.Set(float64(m.start.UnixNano()) / float64(time.Second))
 	m.main.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
 	m.main.MustRegister(m.Events.kubelet()...)
-	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, log: c.Log})
+	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, cpus: c.CPUs, log: c.Log}, gates(c.Gates))
 	for name, expiry := range map[string]func() time.Time{"client": c.ClientExpiry, "server": c.ServerExpiry} {
 		if expiry != nil {
 			m.main.MustRegister(certificateTTL(name, expiry))
@@ -100,7 +114,7 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	}
 	m.cadvisor.MustRegister(newCRI(runtime, c), machine(c))
 	m.resource.MustRegister(&resources{stats: stats, log: c.Log})
-	m.probes.MustRegister(started, m.Probes, m.ProbeDuration)
+	m.probes.MustRegister(started, m.Events.probes, m.probeDuration)
 	m.slis.MustRegister(started, m.health, m.healthTotal)
 	return m
 }
@@ -150,6 +164,23 @@ func constants(c Config) prometheus.Collector {
 		constant("kubelet_node_name", "The node's name. The count is always 1.", 1, "node", c.NodeName),
 		constant("kubelet_cgroup_version", "cgroup version on the hosts.", float64(c.CgroupVersion)),
 		constant("kubelet_metrics_provider", "Metrics provider used by kubelet to collect container stats. Values can be 'cadvisor' and 'cri'", 1, "provider", "cri"),
+	}
+}
+
+var featureEnabled = desc("kubernetes_feature_enabled", "This metric records the data about the stage and enablement of a k8s feature.", "name", "stage")
+
+// gates shows feature gates.
+type gates []Gate
+
+func (gates) Describe(ch chan<- *prometheus.Desc) { ch <- featureEnabled }
+
+func (g gates) Collect(ch chan<- prometheus.Metric) {
+	for _, one := range g {
+		on := 0.0
+		if one.On {
+			on = 1
+		}
+		ch <- gauge(featureEnabled, on, one.Name, one.Stage)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protodelim"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/metrics"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -112,10 +113,14 @@ type podSet []*v1.Pod
 func (p podSet) Pods() []*v1.Pod { return p }
 
 func newMetrics(t *testing.T, runtimeErr, statsErr error) *Metrics {
+	resizing := testPod()
+	resizing.UID, resizing.Spec.EphemeralContainers = "u3", make([]v1.EphemeralContainer, 2)
+	resizing.Status.Conditions = []v1.PodCondition{{Type: v1.PodResizePending, Reason: v1.PodReasonDeferred}, {Type: v1.PodResizeInProgress}}
 	static := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"kubernetes.io/config.source": "file"}}}
 	done := &v1.Pod{Status: v1.PodStatus{Phase: v1.PodSucceeded}}
-	return New(&fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done}, Config{
+	return New(&fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done, resizing}, Config{
 		NodeName: "n1", Version: "v1.36.3", Commit: "abc", CgroupVersion: 2, MachineID: "m", SystemUUID: "s", BootID: "b",
+		CPUs: func() (int, int) { return 3, 1 }, Gates: []Gate{{Name: "MemoryQoS", Stage: "ALPHA"}, {Name: "SidecarContainers", On: true}},
 		ClientExpiry: func() time.Time { return time.Now().Add(time.Hour) }, ServerExpiry: func() time.Time { return time.Time{} },
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
@@ -148,10 +153,76 @@ func tell(m *Metrics) {
 	m.Checked("syncloop", false)
 	m.Probed(testPod(), "app", "Readiness", "successful", 20*time.Millisecond)
 	m.Probed(testPod(), "app", "Liveness", "failed", time.Second)
-	m.PodStart.Observe(1)
-	m.PodWorker.WithLabelValues("create").Observe(1)
-	m.Evictions.WithLabelValues("memory.available").Inc()
-	m.ContainersStarted.WithLabelValues("container").Inc()
+	tellOfPods(m)
+	tellOfTheNode(m)
+}
+
+// ran is a pod that runs, whose init container has.
+func ran() *v1.Pod {
+	pod := testPod()
+	pod.CreationTimestamp = metav1.NewTime(time.Now().Add(-10 * time.Second))
+	pod.Spec.InitContainers, pod.Spec.Containers = []v1.Container{{Name: "first"}}, []v1.Container{{Name: "app"}}
+	pod.Status.Phase = v1.PodRunning
+	began := metav1.NewTime(time.Now().Add(-8 * time.Second))
+	pod.Status.InitContainerStatuses = []v1.ContainerStatus{{Name: "first", State: v1.ContainerState{Terminated: &v1.ContainerStateTerminated{
+		Reason: "Completed", StartedAt: began, FinishedAt: metav1.NewTime(began.Add(3 * time.Second)),
+	}}}}
+	return pod
+}
+
+func tellOfPods(m *Metrics) {
+	pod := ran()
+	m.PodBegun(pod, time.Now())
+	m.PodChanged(&v1.Pod{Status: v1.PodStatus{Phase: v1.PodPending}}, pod, time.Now())
+	m.PodChanged(pod, pod, time.Now())
+	m.ContainerEnded("init_container", pod.Status.InitContainerStatuses[0].State.Terminated)
+	m.PodNotStarted(&v1.Pod{Spec: v1.PodSpec{HostUsers: new(bool)}})
+	m.PodNotStarted(pod)
+	m.PodSynced("create", time.Second)
+	m.ContainerStarted(pod, "app", "")
+	m.ContainerStarted(pod, "first", "RunContainerError")
+	m.StatusWritten(time.Millisecond)
+	m.PodStarted(pod, 2*time.Second)
+	m.ImagePulled(2*time.Second, 20<<20)
+	m.ImageVolumes(2, true)
+	m.ImageVolumes(1, false)
+	larger := ran()
+	larger.Spec.Containers[0].Resources.Limits = v1.ResourceList{v1.ResourceCPU: resource.MustParse("1")}
+	m.ResizeRequested(pod, larger)
+	m.ResizeRequested(larger, larger)
+	m.PodResized(20*time.Millisecond, true)
+	m.ResizeInfeasible("swap_limitation")
+	m.ResizeAccepted("pod_resized")
+	m.HTTPFallback()
+	m.SleepCut()
+}
+
+func tellOfTheNode(m *Metrics) {
+	m.Relisted(time.Millisecond, 0)
+	m.Relisted(time.Millisecond, time.Minute)
+	m.PodRelisted(time.Millisecond)
+	m.Following(nil)
+	m.Following(errors.New("no"))
+	m.RuntimeTold(time.Millisecond)
+	m.Evicted("memory.available")
+	m.EvictionMeasured("memory.available", time.Second)
+	m.Preempted("cpu")
+	m.Rejected("OutOfcpu")
+	m.ImageCollected("age")
+	m.DevicePluginRegistered("e.org/gpu")
+	m.DevicesAllocated("e.org/gpu", time.Second)
+	m.Aligned(time.Second, true)
+	m.CPUsPinned(nil)
+	m.CPUsPinned(errors.New("no"))
+	m.MemoryPinned(errors.New("no"))
+	m.CgroupChanged("create", time.Millisecond)
+	for _, method := range []string{"List", "Get", "GetAllocatableResources"} {
+		m.PodResourcesAsked(method, errors.New("no"))
+	}
+	m.NodeReady() // before it registered: another's
+	m.NodeRegistering()
+	m.NodeRegistered()
+	m.NodeReady()
 }
 
 // names are the lines that say what a metric is: name, type and, from its
@@ -228,8 +299,22 @@ func TestValuesOfMetrics(t *testing.T) {
 	m := newMetrics(t, nil, nil)
 	tell(m)
 	has(t, scrape(t, m, "/metrics"),
+		`kubelet_pod_start_duration_seconds_count 1`, `kubelet_terminated_containers_total{container_type="init_container",exit_code="0",reason="Completed"} 1`,
+		`kubelet_started_containers_total{container_type="init_container"} 1`, `kubelet_started_containers_errors_total{code="RunContainerError",container_type="init_container"} 1`,
+		`kubelet_started_containers_total{container_type="container"} 1`, `kubelet_pod_worker_duration_seconds_sum{operation_type="create"} 1`,
+		`kubelet_pod_start_total_duration_seconds_bucket{le="10"} 0`, `kubelet_pod_start_total_duration_seconds_bucket{le="20"} 1`,
+		`kubelet_pod_start_sli_duration_seconds_bucket{le="5"} 0`, `kubelet_pod_start_sli_duration_seconds_bucket{le="6"} 1`, // of 10 s, 2 for images and 3 for the init container
+		`kubelet_image_pull_duration_seconds_bucket{image_size_in_bytes="10MB-100MB",le="5"} 1`,
+		`kubelet_image_volume_requested_total 3`, `kubelet_image_volume_mounted_succeed_total 2`, `kubelet_image_volume_mounted_errors_total 1`,
+		`kubelet_container_requested_resizes_total{operation="add",requirement="limits",resource="cpu"} 1`,
+		`kubelet_pod_resize_duration_milliseconds_sum{success="true"} 20`, `kubelet_pod_pending_resizes{reason="deferred"} 1`, `kubelet_pod_in_progress_resizes 1`,
+		`kubelet_managed_ephemeral_containers 2`, `kubelet_evictions{eviction_signal="memory.available"} 1`, `kubelet_preemptions{preemption_signal="cpu"} 1`,
+		`kubelet_pleg_relist_duration_seconds_count 2`, `kubelet_pleg_relist_interval_seconds_sum 60`, `kubelet_evented_pleg_connection_success_count 1`,
+		`kubelet_cpu_manager_pinning_requests_total 2`, `kubelet_cpu_manager_pinning_errors_total 1`, `kubelet_cpu_manager_shared_pool_size_millicores 3000`,
+		`kubelet_pod_resources_endpoint_requests_total{server_api_version="v1"} 3`, `kubelet_pod_resources_endpoint_errors_get{server_api_version="v1"} 1`,
+		`kubernetes_feature_enabled{name="SidecarContainers",stage=""} 1`, `kubernetes_feature_enabled{name="MemoryQoS",stage="ALPHA"} 0`,
 		`kubelet_running_pods 1`, `kubelet_running_containers{container_state="running"} 2`, `kubelet_running_containers{container_state="exited"} 1`,
-		`kubelet_desired_pods{static=""} 2`, `kubelet_desired_pods{static="true"} 1`, `kubelet_active_pods{static=""} 1`, `kubelet_mirror_pods 1`,
+		`kubelet_desired_pods{static=""} 3`, `kubelet_desired_pods{static="true"} 1`, `kubelet_active_pods{static=""} 2`, `kubelet_mirror_pods 1`,
 		`kubelet_node_name{node="n1"} 1`, `kubelet_volume_stats_used_bytes{namespace="default",persistentvolumeclaim="db"} 1`,
 		`kubelet_volume_stats_health_status_abnormal{namespace="default",persistentvolumeclaim="db"} 1`,
 		`kubelet_runtime_operations_total{operation_type="run_podsandbox"} 2`, `kubelet_runtime_operations_errors_total{operation_type="run_podsandbox"} 1`,

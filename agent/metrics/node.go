@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	v1 "k8s.io/api/core/v1"
@@ -20,6 +21,11 @@ var (
 	desiredPods       = desc("kubelet_desired_pods", "The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.", "static")
 	activePods        = desc("kubelet_active_pods", "The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.", "static")
 	mirrorPods        = desc("kubelet_mirror_pods", "The number of mirror pods the kubelet will try to create (one per admitted static pod)")
+	ephemerals        = desc("kubelet_managed_ephemeral_containers", "Current number of ephemeral containers in pods managed by this kubelet.")
+	pendingResizes    = desc("kubelet_pod_pending_resizes", "Number of pending resizes for pods.", "reason")
+	resizesNow        = desc("kubelet_pod_in_progress_resizes", "Number of in-progress resizes for pods.")
+	sharedCPUs        = desc("kubelet_cpu_manager_shared_pool_size_millicores", "The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.")
+	exclusiveCPUs     = desc("kubelet_cpu_manager_exclusive_cpu_allocation_count", "The total number of CPUs exclusively allocated to containers running on this node")
 	logBytes          = desc("kubelet_container_log_filesystem_used_bytes", "Bytes used by the container's logs on the filesystem.", "uid", "namespace", "pod", "container")
 )
 
@@ -47,12 +53,13 @@ type node struct {
 	runtime Runtime
 	stats   Stats
 	pods    Pods
+	cpus    func() (shared, exclusive int)
 	log     *slog.Logger
 }
 
 // Describe names all metrics.
 func (n *node) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningPods, runningContainers, desiredPods, activePods, mirrorPods, logBytes, volumeHealth} {
+	for _, d := range []*prometheus.Desc{runningPods, runningContainers, desiredPods, activePods, mirrorPods, ephemerals, pendingResizes, resizesNow, sharedCPUs, exclusiveCPUs, logBytes, volumeHealth} {
 		ch <- d
 	}
 	for _, v := range volumeNumbers {
@@ -65,7 +72,14 @@ func (n *node) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	n.wanted(ch)
+	n.conditions(ch)
 	n.running(ctx, ch)
+	shared, exclusive := 0, 0
+	if n.cpus != nil {
+		shared, exclusive = n.cpus()
+	}
+	ch <- gauge(sharedCPUs, float64(1000*shared))
+	ch <- gauge(exclusiveCPUs, float64(exclusive))
 	summary, err := n.stats.Summary(ctx)
 	if err != nil {
 		n.log.Warn("volumes and logs are not in the metrics", "err", err)
@@ -124,6 +138,27 @@ func (n *node) wanted(ch chan<- prometheus.Metric) {
 		ch <- gauge(activePods, float64(active[static]), label(static))
 	}
 	ch <- gauge(mirrorPods, float64(mirrors))
+}
+
+// conditions counts what pods say of themselves.
+func (n *node) conditions(ch chan<- prometheus.Metric) {
+	pending, inProgress, ephemeral := map[string]int{}, 0, 0
+	for _, pod := range n.pods.Pods() {
+		ephemeral += len(pod.Spec.EphemeralContainers)
+		for i := range pod.Status.Conditions {
+			switch c := &pod.Status.Conditions[i]; c.Type {
+			case v1.PodResizePending:
+				pending[strings.ToLower(c.Reason)]++
+			case v1.PodResizeInProgress:
+				inProgress++
+			}
+		}
+	}
+	for reason, count := range pending {
+		ch <- gauge(pendingResizes, float64(count), reason)
+	}
+	ch <- gauge(resizesNow, float64(inProgress))
+	ch <- gauge(ephemerals, float64(ephemeral))
 }
 
 // label writes a truth as the kubelet does: empty is false.

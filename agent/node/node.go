@@ -58,12 +58,24 @@ type Config struct {
 	Facts func(ctx context.Context) Facts
 	// Event tells of what became of the node, in the kubelet's reasons.
 	Event func(eventType, reason, message string)
+	// Startup is told how a node becomes one; nil: nobody counts.
+	Startup Startup
 	// Every is how often the facts are looked at, and Report how often the
 	// status is written even though it says the same (nodeStatusUpdateFrequency,
 	// nodeStatusReportFrequency).
 	Every, Report time.Duration
 	Lease         time.Duration // its duration (nodeLeaseDurationSeconds)
 	Log           *slog.Logger
+}
+
+// Startup are the steps of a node that is new (agent/metrics).
+type Startup interface {
+	// NodeRegistering: the API server is asked to make the node's object.
+	NodeRegistering()
+	// NodeRegistered: it has made it.
+	NodeRegistered()
+	// NodeReady: it has that the node is ready.
+	NodeReady()
 }
 
 // Registrar owns the node's object, its status and its lease.
@@ -143,8 +155,14 @@ func (r *Registrar) tryRegister(ctx context.Context) (*v1.Node, error) {
 	nodes := r.config.Client.CoreV1().Nodes()
 	var refused error
 	if r.config.Register {
+		if r.config.Startup != nil {
+			r.config.Startup.NodeRegistering()
+		}
 		node, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 		if err == nil {
+			if r.config.Startup != nil {
+				r.config.Startup.NodeRegistered()
+			}
 			return node, nil
 		}
 		// One that may not be created may be there all the same.
@@ -248,6 +266,9 @@ func (r *Registrar) keep(ctx context.Context, node *v1.Node) error {
 			switch updated, err := r.write(ctx, node, next); {
 			case err == nil:
 				r.tell(node.Status, next)
+				if ready(next) && r.config.Startup != nil {
+					r.config.Startup.NodeReady()
+				}
 				node, written = updated, now
 			case ctx.Err() == nil:
 				r.config.Log.Warn("the node's status is not in the API yet; it is tried again", "err", err)

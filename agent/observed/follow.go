@@ -72,8 +72,11 @@ func (s *Store) follow(ctx context.Context, listed func()) error {
 	}
 	subscribed, ended := make(chan struct{}), make(chan error, 1)
 	s.asks.Go(func() {
-		_, _ = stream.Header() // an error is Recv's as well
+		_, err := stream.Header() // an error is Recv's as well
 		close(subscribed)
+		if s.config.Counts != nil && ctx.Err() == nil {
+			s.config.Counts.Following(err)
+		}
 		ended <- s.receive(ctx, stream)
 	})
 	var late <-chan struct{} // subscribed, if that came after the list
@@ -134,6 +137,9 @@ func (s *Store) receive(ctx context.Context, stream grpc.ServerStreamingClient[r
 		}
 		if err != nil {
 			return err
+		}
+		if s.config.Counts != nil {
+			s.config.Counts.RuntimeTold(time.Since(time.Unix(0, e.GetCreatedAt())))
 		}
 		if err := s.event(ctx, e); err != nil {
 			return err
@@ -253,7 +259,23 @@ func (s *Store) relist(ctx context.Context) error {
 	}
 	_ = group.Wait() // the errors are in errs
 	s.forgetGone(at)
+	s.countRelist(at)
 	return errors.Join(errs...)
+}
+
+// countRelist counts one that began at that time.
+func (s *Store) countRelist(at time.Time) {
+	s.mu.Lock()
+	last := s.listed
+	s.listed = at
+	s.mu.Unlock()
+	var after time.Duration
+	if !last.IsZero() {
+		after = at.Sub(last)
+	}
+	if s.config.Counts != nil {
+		s.config.Counts.Relisted(time.Since(at), after)
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

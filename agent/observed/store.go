@@ -24,6 +24,18 @@ type Runtime interface {
 	GetContainerEvents(context.Context, *runtimeapi.GetEventsRequest, ...grpc.CallOption) (grpc.ServerStreamingClient[runtimeapi.ContainerEventResponse], error)
 }
 
+// Counts are what is counted of the questions to the runtime (agent/metrics).
+type Counts interface {
+	// Relisted: everything was asked for, so long after the last time; zero: it
+	// was the first.
+	Relisted(took, after time.Duration)
+	PodRelisted(took time.Duration)
+	// Following: the runtime's events were asked for.
+	Following(err error)
+	// RuntimeTold: an event came, so long after it was made.
+	RuntimeTold(delay time.Duration)
+}
+
 // Config of a Store.
 type Config struct {
 	Runtime Runtime
@@ -32,6 +44,7 @@ type Config struct {
 	Relist time.Duration
 	// Changed is called, without locks held, after a pod's observation changed.
 	Changed func(podUID string)
+	Counts  Counts // nil: nobody counts
 	Log     *slog.Logger
 }
 
@@ -48,6 +61,7 @@ type Store struct {
 	pods   map[string]Pod
 	asking map[string]bool // by pod UID: being asked about; true: once more after that
 	asked  time.Time       // when a question was last begun
+	listed time.Time       // when everything was last asked for
 }
 
 // callTimeout bounds one question to the runtime: they are answered from
@@ -99,7 +113,11 @@ func (s *Store) Refresh(ctx context.Context, uid string) (Pod, error) {
 	if err != nil {
 		return Pod{}, fmt.Errorf("list the sandboxes of pod %s: %w", uid, err)
 	}
-	return s.ask(ctx, uid, list.GetItems(), at)
+	pod, err := s.ask(ctx, uid, list.GetItems(), at)
+	if err == nil && s.config.Counts != nil {
+		s.config.Counts.PodRelisted(time.Since(at))
+	}
+	return pod, err
 }
 
 // now is the time of a question, later than that of any before: also where the

@@ -32,10 +32,21 @@ type Pods interface {
 	Get(namespace, name string) (*v1.Pod, bool)
 }
 
+// Counts are what is counted of the statuses (agent/metrics).
+type Counts interface {
+	// StatusWritten: the API server has what a pod's status has become, so long
+	// after it has.
+	StatusWritten(took time.Duration)
+	// PodStarted: the API server has that all containers of a new pod run, whose
+	// images were pulled for so long.
+	PodStarted(pod *v1.Pod, pulled time.Duration)
+}
+
 // Config of a Reporter.
 type Config struct {
 	Client corev1.PodsGetter
 	Pods   Pods
+	Counts Counts // nil: nobody counts
 	Log    *slog.Logger
 }
 
@@ -74,7 +85,20 @@ type pod struct {
 	// gone is the object that was let go. It is there until its finalizers are
 	// done, and until the watch has told that it is not.
 	gone types.UID
+	// since is when the report became another than what the API server was told
+	// last; zero: it has not.
+	since   time.Time
+	startup startup
 }
+
+// startup is how far a pod is in starting for the first time.
+type startup int
+
+const (
+	unseen   startup = iota
+	starting         // its object came without a status of a node's
+	started          // it runs, or an agent before this one has begun with it
+)
 
 // New returns a Reporter; Run reports.
 func New(c Config) *Reporter {
@@ -96,6 +120,9 @@ func (r *Reporter) Report(report worker.Report) {
 	}
 	r.count(p, onItsWay(report.Pod))
 	p.report = report
+	if p.since.IsZero() {
+		p.since = time.Now()
+	}
 	r.enqueue(p)
 	r.mu.Unlock()
 }
@@ -215,12 +242,18 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 		r.mu.Unlock()
 		return nil
 	}
-	report, sent := p.report, p.sent
+	report, sent, since := p.report, p.sent, p.since
 	object := r.object(report.Pod)
 	stale := sent != nil && p.seen == object // the watch has not told yet what was sent
 	p.seen = object
 	if !stale {
 		p.sent = nil
+	}
+	if object != nil && p.startup == unseen {
+		p.startup = started
+		if object.Status.StartTime == nil && !manifest.Static(report.Pod) {
+			p.startup = starting
+		}
 	}
 	r.mu.Unlock()
 	if object == nil {
@@ -245,7 +278,11 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 		p.sent = written
 		r.mu.Unlock()
 		object = written
+		if r.config.Counts != nil && !since.IsZero() {
+			r.config.Counts.StatusWritten(time.Since(since))
+		}
 	}
+	r.told(p, report, object)
 	if !report.Settled || p.gone == object.UID || !mayGo(report.Pod, object) {
 		return nil
 	}
@@ -257,13 +294,41 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 	return nil
 }
 
+// told notes that the API server has a report.
+func (r *Reporter) told(p *pod, report worker.Report, object *v1.Pod) {
+	r.mu.Lock()
+	if p.report == report {
+		p.since = time.Time{}
+	} else {
+		p.since = time.Now() // it has changed meanwhile
+	}
+	begins := p.startup == starting && allRun(&object.Status)
+	if begins || terminal(object) {
+		p.startup = started
+	}
+	r.mu.Unlock()
+	if begins && r.config.Counts != nil {
+		r.config.Counts.PodStarted(object, report.Pulled)
+	}
+}
+
+// allRun tells whether every container of a pod runs.
+func allRun(s *v1.PodStatus) bool {
+	return len(s.ContainerStatuses) > 0 && !slices.ContainsFunc(s.ContainerStatuses, func(c v1.ContainerStatus) bool {
+		return c.State.Running == nil || c.State.Running.StartedAt.IsZero()
+	})
+}
+
+func terminal(pod *v1.Pod) bool {
+	return pod.Status.Phase == v1.PodSucceeded || pod.Status.Phase == v1.PodFailed
+}
+
 // mayGo tells whether an object waits for its node to let it go. Before that
 // everybody has to know how the pod ended. A grace period of zero does not say
 // that it was let go: the API server writes it first, and does no more when the
 // node or itself dies then.
 func mayGo(p, object *v1.Pod) bool {
-	ended := object.Status.Phase == v1.PodSucceeded || object.Status.Phase == v1.PodFailed
-	return !manifest.Static(p) && object.DeletionTimestamp != nil && ended
+	return !manifest.Static(p) && object.DeletionTimestamp != nil && terminal(object)
 }
 
 func (r *Reporter) patch(ctx context.Context, object *v1.Pod, next v1.PodStatus) (*v1.Pod, error) {

@@ -41,6 +41,14 @@ type world struct {
 	calls   []string // "patch web" or "delete web", those that failed too
 	fail    error    // what the API server says to everything; nil: nothing special
 	noop    bool     // it takes patches and does nothing
+	counted []string
+}
+
+func (w *world) StatusWritten(took time.Duration) {
+	w.counted = append(w.counted, "written after "+took.String())
+}
+func (w *world) PodStarted(pod *v1.Pod, pulled time.Duration) {
+	w.counted = append(w.counted, pod.Name+" started, pulled for "+pulled.String())
 }
 
 func inWorld(t *testing.T, test func(w *world)) {
@@ -48,7 +56,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, client: fake.NewClientset(), watched: map[string]*v1.Pod{}}
 		w.client.PrependReactor("*", "pods", w.react)
-		w.r = podreport.New(podreport.Config{Client: w.client.CoreV1(), Pods: w, Log: slog.New(slog.DiscardHandler)})
+		w.r = podreport.New(podreport.Config{Client: w.client.CoreV1(), Pods: w, Counts: w, Log: slog.New(slog.DiscardHandler)})
 		ctx, end := context.WithCancel(t.Context())
 		ended := make(chan error)
 		go func() { ended <- w.r.Run(ctx) }()
@@ -228,6 +236,32 @@ func with(pod *v1.Pod, s v1.PodStatus) *v1.Pod {
 	p := pod.DeepCopy()
 	p.Status = s
 	return p
+}
+
+func TestAStartIsCountedOnceAndNotOfAPodOfAnAgentBefore(t *testing.T) {
+	inWorld(t, func(w *world) {
+		known := is(apiPod("known"), v1.PodPending)
+		known.Status.ContainerStatuses[0].State = v1.ContainerState{}
+		w.has(apiPod("new"))
+		w.has(known)
+		w.watch()
+		for _, name := range []string{"new", "known"} {
+			w.r.Report(worker.Report{Pod: is(apiPod(name), v1.PodRunning), Pulled: 3 * time.Second})
+			synctest.Wait()
+			w.watch()
+		}
+		again := is(apiPod("new"), v1.PodRunning)
+		again.Status.ContainerStatuses[0].RestartCount = 1
+		w.fail = errors.New("away")
+		w.r.Report(worker.Report{Pod: again})
+		time.Sleep(40 * time.Millisecond)
+		w.fail = nil
+		time.Sleep(time.Second)
+		want := []string{"written after 0s", "new started, pulled for 3s", "written after 0s", "written after 50ms"}
+		if !slices.Equal(w.counted, want) {
+			t.Errorf("counted %q, want %q", w.counted, want)
+		}
+	})
 }
 
 func TestAStatusIsWrittenOnceAndNotAgainWhenTheWatchTellsOfIt(t *testing.T) {

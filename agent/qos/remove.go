@@ -33,7 +33,10 @@ func (t *Tree) RemovePod(ctx context.Context, podUID string) error {
 		if len(places) == 0 {
 			continue
 		}
-		if err := t.removeNode(ctx, n, places); err != nil {
+		began := time.Now()
+		err := t.removeNode(ctx, n, places)
+		t.changed("destroy", began)
+		if err != nil {
 			return fmt.Errorf("remove cgroup %s: %w", n.path(t.config.Driver), err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/fs"
@@ -39,6 +40,9 @@ type Config struct {
 	// their containers hang below Root.
 	NoClasses   bool
 	Enforcement Enforcement
+	// Changed is told what was done to a pod's cgroup, "create", "update" or
+	// "destroy", and how long it took; nil: nobody counts.
+	Changed func(operation string, took time.Duration)
 	// ExclusiveCPUs says whether a pod has CPUs to itself and is not throttled;
 	// nil means that none has. It is asked whenever a pod's cgroup is set.
 	ExclusiveCPUs func(*v1.Pod) bool
@@ -121,6 +125,7 @@ func (t *Tree) EnsurePod(pod *v1.Pod) (cgroupParent string, err error) {
 	if err != nil || t.config.NoClasses {
 		return n.path(t.config.Driver), err
 	}
+	defer t.changed("create", time.Now())
 	if err := t.ensure(n, t.PodSettings(pod)); err != nil {
 		return "", err
 	}
@@ -144,7 +149,15 @@ func (t *Tree) SetPod(pod *v1.Pod, s Settings) error {
 	if err != nil || t.config.NoClasses {
 		return err
 	}
+	defer t.changed("update", time.Now())
 	return t.set(n, s)
+}
+
+// changed counts a change of a pod's cgroup that began then.
+func (t *Tree) changed(operation string, began time.Time) {
+	if t.config.Changed != nil {
+		t.config.Changed(operation, time.Since(began))
+	}
 }
 
 func (t *Tree) podNode(pod *v1.Pod) (node, error) {

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
@@ -45,8 +46,26 @@ type Config struct {
 	CPUs     cpus.Config
 	Memory   memory.Config
 	Topology numa.Config
+	Counts   Counts // nil: nobody counts
 	Log      *slog.Logger
 }
+
+// Counts are what is counted of allocations (agent/metrics).
+type Counts interface {
+	// Aligned: a pod's resources were looked for where they are near each other.
+	Aligned(took time.Duration, failed bool)
+	// CPUsPinned and MemoryPinned: a container was to have some to itself; err is
+	// why it has not.
+	CPUsPinned(err error)
+	MemoryPinned(err error)
+}
+
+// uncounted is for who counts nothing.
+type uncounted struct{}
+
+func (uncounted) Aligned(time.Duration, bool) {}
+func (uncounted) CPUsPinned(error)            {}
+func (uncounted) MemoryPinned(error)          {}
 
 // Rejection is why a pod cannot run on this node, in the words of the kubelet.
 type Rejection struct {
@@ -89,6 +108,9 @@ func New(config Config, plugins *devices.Plugins, runtime Runtime) (*Allocator, 
 	}
 	if config.Memory.Policy == "" {
 		a.config.Memory.Policy = memory.PolicyNone
+	}
+	if a.config.Counts == nil {
+		a.config.Counts = uncounted{}
 	}
 	var err error
 	if a.align, err = numa.NewAligner(config.Topology, config.Machine.NodeIDs(), config.Machine.Distances()); err != nil {
@@ -169,7 +191,10 @@ func (a *Allocator) Admit(pod *v1.Pod, pods []*v1.Pod) *Rejection {
 		return rejected(err)
 	}
 	d := a.draft()
-	if rejection := a.allocate(d, pod); rejection != nil {
+	began := time.Now()
+	rejection := a.allocate(d, pod)
+	a.config.Counts.Aligned(time.Since(began), rejection != nil)
+	if rejection != nil {
 		return rejection
 	}
 	return rejected(a.commit(d))
@@ -223,7 +248,7 @@ func (a *Allocator) allocate(d drafts, pod *v1.Pod) *Rejection {
 				return misaligned
 			}
 		}
-		if err := d.allocate(pod, c, hint); err != nil {
+		if err := d.allocate(pod, c, hint, a.config.Counts); err != nil {
 			return rejected(err)
 		}
 	}
@@ -264,21 +289,31 @@ func (d drafts) podHints(align *numa.Aligner, pod *v1.Pod) []numa.Hints {
 	return hints
 }
 
-func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint) error {
+func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint, counts Counts) error {
 	if d.devices != nil {
 		if err := d.devices.Allocate(pod, c, hint.Nodes); err != nil {
 			return err
 		}
 	}
 	if d.cpus != nil {
-		if err := d.cpus.Allocate(pod, c, hint.Nodes); err != nil {
+		pins := d.cpus.Pins(pod, c)
+		err := d.cpus.Allocate(pod, c, hint.Nodes)
+		if pins {
+			counts.CPUsPinned(err)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if d.memory != nil {
-		return d.memory.Allocate(pod, c, hint)
+	if d.memory == nil {
+		return nil
 	}
-	return nil
+	pins := d.memory.Pins(pod, c)
+	err := d.memory.Allocate(pod, c, hint)
+	if pins {
+		counts.MemoryPinned(err)
+	}
+	return err
 }
 
 // rejected puts an error into the kubelet's words; nil for none.

@@ -87,6 +87,21 @@ func (a *Allocator) Of(podUID, container string) Container {
 	}
 }
 
+// CPUs are how many containers share, and how many some have to themselves; none
+// with the policy none.
+func (a *Allocator) CPUs() (shared, exclusive int) {
+	if a.cpus == nil {
+		return 0, 0
+	}
+	state, _ := a.states()
+	for _, containers := range state.Assigned {
+		for _, set := range containers {
+			exclusive += set.Size()
+		}
+	}
+	return state.Default.Intersection(a.cpus.Allocatable()).Size(), exclusive
+}
+
 // Allocatable is what containers of this node can have to themselves.
 func (a *Allocator) Allocatable() Container {
 	c := Container{Devices: a.plugins.Allocatable()}

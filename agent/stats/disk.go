@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-io/berth/agent/dirsize"
 )
 
 // diskTimeout bounds what readers wait for a file system: an NFS server that
@@ -125,47 +125,10 @@ func statfs(path string) (space, error) {
 	}, nil
 }
 
-// blockSize is the unit of st_blocks.
-const blockSize = 512
-
-// walk adds up the blocks of a tree as the kubelet's pkg/volume/util/fs
-// DiskUsage: a file with several names counts once, other file systems do not.
-func walk(root string) (size, error) {
-	var top unix.Stat_t
-	if err := unix.Lstat(root, &top); err != nil {
-		return size{}, &os.PathError{Op: "lstat", Path: root, Err: err}
-	}
-	total := size{at: time.Now()}
-	links := map[uint64]bool{}
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // its container removed it meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return &os.PathError{Op: "lstat", Path: path, Err: err}
-		}
-		if st.Dev != top.Dev {
-			if entry.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if st.Nlink > 1 && !entry.IsDir() {
-			if links[st.Ino] {
-				return nil
-			}
-			links[st.Ino] = true
-		}
-		total.bytes += uint64(st.Blocks) * blockSize
-		total.inodes++
-		return nil
-	})
-	return total, err
+// walk measures a directory. It may take its time: who asked waits for so long
+// as it likes.
+func walk(path string) (size, error) {
+	at := time.Now()
+	s, err := dirsize.Of(context.Background(), path)
+	return size{at: at, bytes: s.Bytes, inodes: s.Inodes}, err
 }

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/berth-io/berth/agent/dirsize"
 )
 
 const (
@@ -22,8 +21,6 @@ const (
 	budget = 5 * time.Second
 	// forget sizes that nobody asked for so long.
 	forget = time.Hour
-	// sectors are what Stat_t.Blocks counts.
-	sector = 512
 )
 
 // dirs remembers the sizes of directories.
@@ -56,12 +53,12 @@ func (d *dirs) of(ctx context.Context, path string) (Disk, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
-	disk, err := measure(ctx, path)
-	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	size, err := dirsize.Of(ctx, path)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, fs.ErrNotExist) {
 		return Disk{}, err
 	}
-	s.disk, s.at, s.took = disk, began, d.now().Sub(began)
-	return disk, nil
+	s.disk, s.at, s.took = Disk(size), began, d.now().Sub(began)
+	return s.disk, nil
 }
 
 func (d *dirs) entry(path string) *size {
@@ -82,67 +79,11 @@ func (d *dirs) entry(path string) *size {
 	return s
 }
 
-// measure adds up what is below a directory, on its file system. A file with
-// several names counts once. What disappears meanwhile does not count. With an
-// error it returns what it has.
-func measure(ctx context.Context, path string) (Disk, error) {
-	var total Disk
-	var device uint64
-	seen := map[uint64]bool{} // inodes with several names
-	err := filepath.WalkDir(path, func(at string, e fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		st, isStat := info.Sys().(*syscall.Stat_t)
-		if !isStat {
-			return nil
-		}
-		if at == path {
-			device = st.Dev
-		}
-		if st.Dev != device {
-			if e.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if !e.IsDir() && st.Nlink > 1 {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		total = total.Plus(Disk{Bytes: uint64(st.Blocks) * sector, Inodes: 1})
-		return nil
-	})
-	return total, err
-}
-
 // file is what one file takes; nothing if there is none.
-func file(path string) (Disk, error) {
-	info, err := os.Lstat(path)
+func file(ctx context.Context, path string) (Disk, error) {
+	size, err := dirsize.Of(ctx, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Disk{}, nil
 	}
-	if err != nil {
-		return Disk{}, err
-	}
-	st, isStat := info.Sys().(*syscall.Stat_t)
-	if !isStat {
-		return Disk{}, nil
-	}
-	return Disk{Bytes: uint64(st.Blocks) * sector, Inodes: 1}, nil
+	return Disk(size), err
 }

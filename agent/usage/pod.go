@@ -102,7 +102,7 @@ func (m *Meter) pod(ctx context.Context, pod *v1.Pod, s *runtimeapi.PodSandboxSt
 		}
 	}
 	var err error
-	p.Other, err = file(filepath.Join(podDir, "etc-hosts"))
+	p.Other, err = file(ctx, filepath.Join(podDir, "etc-hosts"))
 	return p, errors.Join(append(errs, err)...)
 }
 

@@ -58,6 +58,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		now := time.Now()
 		w.steps.Span(timeline.Ready, "", now, now)
 	}
+	w.config.Counts.PodChanged(previous, &pod, w.seen)
 	w.tellAllocation()
 	w.report(&pod)
 	// How a pod ended must not be lost with the host, unless nobody asks any more.
@@ -68,8 +69,24 @@ func (w *Worker) publish(obs *observed.Pod) {
 // report tells the world what became of the pod.
 func (w *Worker) report(pod *v1.Pod) {
 	if w.config.Report != nil {
-		w.config.Report(Report{Pod: pod, Settled: w.state.released})
+		w.config.Report(Report{Pod: pod, Settled: w.state.released, Pulled: w.pulled()})
 	}
+}
+
+// pulled is how long images were pulled, those at the same time once.
+func (w *Worker) pulled() (sum time.Duration) {
+	var until time.Time
+	for _, s := range w.steps.Steps() { // by their start
+		if s.Name != timeline.Pull || s.End.IsZero() || !s.End.After(until) {
+			continue
+		}
+		if s.Start.Before(until) {
+			s.Start = until
+		}
+		sum += s.End.Sub(s.Start)
+		until = s.End
+	}
+	return sum
 }
 
 // waitingNow is the plan's word on containers that do not run.

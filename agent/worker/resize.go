@@ -20,6 +20,15 @@ import (
 // about it. What is actuated is set in the kernel; it is kept after each step,
 // and a step that is done twice does no harm.
 
+// ResizeCounts are what is counted of resizes (agent/metrics). Nothing in it
+// waits.
+type ResizeCounts interface {
+	// ResizeRequested: a pod's source wants other resources than before, or the same.
+	ResizeRequested(before, after *v1.Pod)
+	// PodResized: it was tried to give the pod what it is allocated.
+	PodResized(took time.Duration, success bool)
+}
+
 // resize is what the loop knows of its pod's resources.
 type resize struct {
 	wanted   *v1.Pod // what the source wants, where it is not what is allocated; nil: it is
@@ -87,6 +96,13 @@ func (w *Worker) noteNew(obs *observed.Pod) {
 // pod is allocated, and remembers where the source wants others.
 func (w *Worker) wanted(news *v1.Pod) v1.PodSpec {
 	r, allocated := &w.state.resize, allocation.Of(w.pod)
+	before := w.pod
+	if r.wanted != nil {
+		before = r.wanted
+	}
+	if r.heard {
+		w.config.Resizes.ResizeRequested(before, news)
+	}
 	r.heard, r.wanted = true, nil
 	if allocated.Equal(allocation.Of(news)) {
 		return news.Spec

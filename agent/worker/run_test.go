@@ -50,6 +50,29 @@ func TestContainersStartInOrderAndThePodGetsReady(t *testing.T) {
 	})
 }
 
+func TestWhatBecomesOfAPodIsCounted(t *testing.T) {
+	inWorld(t, func(w *world) {
+		p := pod("web", "a")
+		p.Spec.Containers[0].ImagePullPolicy = v1.PullNever
+		p.Spec.Containers[0].Image = "missing"
+		w.start(p)
+		synctest.Wait()
+		k := w.start(pod("good", "b"))
+		synctest.Wait()
+		k.Forget()
+		<-k.Done()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, want := range []string{
+			"begun web", `start a "ErrImageNeverPull"`, "create in 0s", "begun good", `start b ""`, "Running, seen true", "terminated in 0s",
+		} {
+			if !slices.Contains(w.counted, want) {
+				t.Errorf("%q is not counted: %q", want, w.counted)
+			}
+		}
+	})
+}
+
 func TestACrashingContainerIsRestartedWithBackOff(t *testing.T) {
 	inWorld(t, func(w *world) {
 		k := w.start(pod("web", "a"))

@@ -63,6 +63,9 @@ func (w *Worker) takeMail() mail {
 		}
 		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
 		w.pod, w.news = &pod, nil
+		if w.state.operation == "" {
+			w.state.operation = "update"
+		}
 		w.state.dirty = true
 	}
 	return mail{stop: w.stop, forgotten: w.forgotten}
@@ -201,7 +204,11 @@ func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) 
 	w.publish(obs) // before what may take long: what is known so far
 	ctx, done := w.interruptible(ctx, time.Time{})
 	defer done()
+	began := time.Now()
 	err := w.do(ctx, obs, a)
+	if ctx.Err() == nil {
+		w.count(a, time.Since(began), err)
+	}
 	if err == nil {
 		delete(w.state.failures, key)
 		w.did([]plan.Action{a}, obs)
@@ -215,6 +222,24 @@ func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) 
 		w.resizeFailed(err)
 	}
 	w.fail(key, a, err)
+}
+
+// count counts an action that is over.
+func (w *Worker) count(a plan.Action, took time.Duration, err error) {
+	switch a := a.(type) {
+	case plan.StartContainer:
+		code := ""
+		var known *act.Error
+		switch {
+		case errors.As(err, &known):
+			code = known.Waiting.Reason
+		case err != nil:
+			code = "UnknownError"
+		}
+		w.config.Counts.ContainerStarted(w.pod, a.Container.Name, code)
+	case plan.Resize:
+		w.config.Resizes.PodResized(took, err == nil)
+	}
 }
 
 // failureKey is whom a failed action concerns.

@@ -57,6 +57,30 @@ type Allocations interface {
 	Remove(podUID string)
 }
 
+// Counts are what is counted of pods (agent/metrics). Nothing in it waits.
+type Counts interface {
+	// PodBegun: a pod has got its worker; its source told of it at seen.
+	PodBegun(pod *v1.Pod, seen time.Time)
+	// PodChanged: a pod has another status. Seen is zero for a pod of an agent
+	// before this one.
+	PodChanged(before, after *v1.Pod, seen time.Time)
+	// PodSynced: the worker has done what there was to do. Operation is "create",
+	// "update", "sync" or "terminated".
+	PodSynced(operation string, took time.Duration)
+	// ContainerStarted: it was tried to; code is why it could not be, or empty.
+	ContainerStarted(pod *v1.Pod, container, code string)
+}
+
+// uncounted is for who counts nothing.
+type uncounted struct{}
+
+func (uncounted) PodBegun(*v1.Pod, time.Time)              {}
+func (uncounted) PodChanged(_, _ *v1.Pod, _ time.Time)     {}
+func (uncounted) PodSynced(string, time.Duration)          {}
+func (uncounted) ContainerStarted(_ *v1.Pod, _, _ string)  {}
+func (uncounted) ResizeRequested(_, _ *v1.Pod)             {}
+func (uncounted) PodResized(_ time.Duration, success bool) {}
+
 // Parts are what workers share.
 type Parts struct {
 	Actor        *act.Actor
@@ -78,6 +102,9 @@ type Config struct {
 	Health func(pod *v1.Pod, container string) []v1.ResourceStatus
 	// Probed is told of each probe; it must not wait. nil: nobody counts.
 	Probed func(pod *v1.Pod, container string, kind probe.Kind, result string, took time.Duration)
+	// Counts and Resizes count; nil: nobody does.
+	Counts  Counts
+	Resizes ResizeCounts
 	// NotStarted is told when a sandbox or a container could not be started, once
 	// until it is; it must not wait. nil: nobody counts.
 	NotStarted func(pod *v1.Pod)
@@ -96,6 +123,8 @@ type Report struct {
 	// Settled: nothing of the pod runs, and what it held is given back. Its
 	// object may be deleted.
 	Settled bool
+	// Pulled is how long images of the pod were pulled.
+	Pulled time.Duration
 }
 
 // Worker is one pod's actor. Create it with New or Restore, run it with Run;
@@ -104,6 +133,7 @@ type Worker struct {
 	parts  Parts
 	config Config
 	uid    string
+	seen   time.Time     // when its source told of it; zero: an agent before this one knew it
 	wake   chan struct{} // capacity one: something changed
 	steps  *timeline.Log
 	done   chan struct{}
@@ -128,25 +158,26 @@ type Worker struct {
 
 // state is touched by the loop alone.
 type state struct {
-	phase    phase.Phase
-	mounted  map[string]volume.Mounted // nil: not set up by this agent yet
-	released bool
-	probes   *probe.Set
-	previous map[string]probe.Result // from before a restart
-	failures map[string]plan.Failure
-	restarts map[string]bool // containers killed to be started again, by ID
-	past     map[string]plan.Past
-	waiting  map[string]plan.Waiting
-	messages map[string]string // termination messages by container ID
-	ending   map[string]bool   // IDs of containers that are being killed and sandboxes that were stopped
-	cleanup  int               // failed attempts to clean up in a row
-	unseen   bool              // what the last action did was not observed yet
-	vain     vain
-	updated  time.Time // when an image was changed last
-	remount  time.Time // when volumes are to be refreshed; zero: they are fresh
-	resize   resize
-	kept     mail // as in the checkpoint
-	dirty    bool // the phase is not as in the checkpoint
+	phase     phase.Phase
+	mounted   map[string]volume.Mounted // nil: not set up by this agent yet
+	released  bool
+	probes    *probe.Set
+	previous  map[string]probe.Result // from before a restart
+	failures  map[string]plan.Failure
+	restarts  map[string]bool // containers killed to be started again, by ID
+	past      map[string]plan.Past
+	waiting   map[string]plan.Waiting
+	messages  map[string]string // termination messages by container ID
+	ending    map[string]bool   // IDs of containers that are being killed and sandboxes that were stopped
+	cleanup   int               // failed attempts to clean up in a row
+	unseen    bool              // what the last action did was not observed yet
+	vain      vain
+	updated   time.Time // when an image was changed last
+	remount   time.Time // when volumes are to be refreshed; zero: they are fresh
+	resize    resize
+	operation string // what there is to do, in the words of Counts; empty: nothing new
+	kept      mail   // as in the checkpoint
+	dirty     bool   // the phase is not as in the checkpoint
 }
 
 // mail is what others want of the pod's end.
@@ -160,6 +191,8 @@ func New(parts Parts, config Config, pod *v1.Pod, seen time.Time) *Worker {
 	w := newWorker(parts, config, pod)
 	w.steps = &timeline.Log{}
 	w.steps.Span(timeline.Queued, "", seen, time.Now())
+	w.seen, w.state.operation = seen, "create"
+	w.config.Counts.PodBegun(pod, seen)
 	w.tellAllocation()
 	// A pod that ran here before, of which nothing was kept, goes on counting.
 	pastOf(&pod.Status, w.state.past)
@@ -214,6 +247,12 @@ func pastOf(s *v1.PodStatus, past map[string]plan.Past) {
 }
 
 func newWorker(parts Parts, config Config, pod *v1.Pod) *Worker {
+	if config.Counts == nil {
+		config.Counts = uncounted{}
+	}
+	if config.Resizes == nil {
+		config.Resizes = uncounted{}
+	}
 	return &Worker{
 		parts: parts, config: config, uid: string(pod.UID), pod: pod,
 		wake: make(chan struct{}, 1), done: make(chan struct{}), released: make(chan struct{}),
@@ -363,7 +402,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		began := time.Now()
 		wake := w.settle(ctx)
+		w.synced(time.Since(began))
 		if w.state.phase == phase.Finished {
 			w.tellAllocation()
 			close(w.done)
@@ -381,6 +422,19 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// synced counts what was done since something changed.
+func (w *Worker) synced(took time.Duration) {
+	operation := w.state.operation
+	switch {
+	case w.state.phase == phase.Finished:
+		operation = "terminated"
+	case operation == "":
+		operation = "sync"
+	}
+	w.state.operation = ""
+	w.config.Counts.PodSynced(operation, took)
 }
 
 // settle acts until there is nothing to do now, and returns when to look

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -56,7 +57,34 @@ type world struct {
 	running sync.WaitGroup
 	mu      sync.Mutex
 	workers map[string]*worker.Worker
+	counted []string
 }
+
+func (w *world) count(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counted = append(w.counted, fmt.Sprintf(format, args...))
+}
+func (w *world) PodBegun(pod *v1.Pod, seen time.Time) { w.count("begun %s", pod.Name) }
+func (w *world) PodChanged(before, after *v1.Pod, seen time.Time) {
+	if before.Status.Phase != after.Status.Phase {
+		w.count("%s, seen %v", after.Status.Phase, !seen.IsZero())
+	}
+}
+func (w *world) PodSynced(operation string, took time.Duration) {
+	if operation != "sync" { // how often a worker looks is its business
+		w.count("%s in %v", operation, took)
+	}
+}
+func (w *world) ContainerStarted(pod *v1.Pod, name, code string) {
+	w.count("start %s %q", name, code)
+}
+func (w *world) ResizeRequested(before, after *v1.Pod) {
+	if !allocation.Of(before).Equal(allocation.Of(after)) {
+		w.count("resize requested")
+	}
+}
+func (w *world) PodResized(took time.Duration, success bool) { w.count("resized %v", success) }
 
 // inWorld runs a test on a node of its own. Nothing waits for real.
 func inWorld(t *testing.T, test func(w *world)) {
@@ -107,7 +135,7 @@ func (w *world) startAgent() {
 	w.ledger = allocation.NewLedger(allocation.Config{Fits: fits})
 	w.parts = worker.Parts{Actor: actor, Observations: store, Events: w.events, Checkpoints: w.kept, Allocations: w.ledger}
 	w.config = worker.Config{
-		Backoff: plan.KubeletBackoff, HostIPs: node.HostIPs, RuntimeName: "fake", BootID: w.bootID, Log: log,
+		Backoff: plan.KubeletBackoff, HostIPs: node.HostIPs, RuntimeName: "fake", BootID: w.bootID, Counts: w, Resizes: w, Log: log,
 		ProbeExec: func(ctx context.Context, id string, command []string, timeout time.Duration) ([]byte, int, error) {
 			resp, err := w.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command})
 			return resp.GetStdout(), int(resp.GetExitCode()), err

@@ -47,6 +47,13 @@ func (d *Draft) State() State { return d.state.clone() }
 // free are the CPUs that can be handed out.
 func (d *Draft) free() cpuset.CPUSet { return d.state.Default.Difference(d.policy.reserved) }
 
+// Pins tells whether Allocate has CPUs to look for: the container is to have some
+// to itself, and has none yet.
+func (d *Draft) Pins(pod *v1.Pod, container *v1.Container) bool {
+	_, has := d.state.Assigned[string(pod.UID)][container.Name]
+	return !has && managed(pod) && exclusive(pod, container) > 0
+}
+
 // Hints says where the container's CPUs could come from. What it has already
 // stays where it is.
 func (d *Draft) Hints(pod *v1.Pod, container *v1.Container) numa.Hints {

@@ -118,8 +118,12 @@ func (d *Draft) allocate(container, resource string, count int, nodes numa.Mask)
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, allocateTimeout)
 	defer cancel()
+	began := time.Now()
 	answer, err := from.client.Allocate(ctx, &pluginapi.AllocateRequest{
 		ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: sets.List(chosen)}}})
+	if p.config.Counts != nil {
+		p.config.Counts.DevicesAllocated(resource, time.Since(began))
+	}
 	if err != nil {
 		return err
 	}

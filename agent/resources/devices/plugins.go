@@ -48,9 +48,18 @@ type Config struct {
 	// Both may be nil. They are called one at a time and must not block for long.
 	CapacityChanged func()
 	HealthChanged   func(podUIDs []string)
+	Counts          Counts // nil: nobody counts
 	Log             *slog.Logger
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+}
+
+// Counts are what is counted of device plugins (agent/metrics).
+type Counts interface {
+	// DevicePluginRegistered: a plugin asks to be one.
+	DevicePluginRegistered(resource string)
+	// DevicesAllocated: a plugin was asked for devices.
+	DevicesAllocated(resource string, took time.Duration)
 }
 
 // Plugins are the device plugins of this node. Its methods may be called

@@ -114,6 +114,9 @@ type registration struct {
 
 // Register is what a plugin calls once it serves its own socket.
 func (r *registration) Register(_ context.Context, request *pluginapi.RegisterRequest) (*pluginapi.Empty, error) {
+	if counts := r.plugins.config.Counts; counts != nil {
+		counts.DevicePluginRegistered(request.GetResourceName())
+	}
 	err := r.plugins.Register(r.ctx, request.GetResourceName(), filepath.Join(r.plugins.config.Dir, request.GetEndpoint()), []string{request.GetVersion()})
 	if err != nil {
 		r.plugins.config.Log.Warn("a device plugin could not register", "resource", request.GetResourceName(), "error", err)

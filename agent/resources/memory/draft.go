@@ -88,6 +88,13 @@ func at(wanted, have []Block) numa.Hints {
 	return all
 }
 
+// Pins tells whether Allocate has memory to look for: the container is to have
+// some to itself, and has none yet.
+func (d *Draft) Pins(pod *v1.Pod, container *v1.Container) bool {
+	_, has := d.state.Assigned[string(pod.UID)][container.Name]
+	return !has && managed(pod) && len(requested(container)) > 0
+}
+
 // Allocate gives the container its memory, by the hint where it names nodes. A
 // container that has some keeps it.
 func (d *Draft) Allocate(pod *v1.Pod, container *v1.Container, hint numa.Hint) error {

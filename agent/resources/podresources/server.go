@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -56,11 +57,13 @@ type Server struct {
 	pods      Pods
 	resources Resources
 	claims    Claims
+	asked     func(method string, err error)
 }
 
-// New is for a socket, KUBELETDIR/pod-resources/kubelet.sock.
-func New(socket string, pods Pods, resources Resources, claims Claims) *Server {
-	return &Server{socket: socket, pods: pods, resources: resources, claims: claims}
+// New is for a socket, KUBELETDIR/pod-resources/kubelet.sock. Asked is told of
+// each call by its name, without service.
+func New(socket string, pods Pods, resources Resources, claims Claims, asked func(method string, err error)) *Server {
+	return &Server{socket: socket, pods: pods, resources: resources, claims: claims, asked: asked}
 }
 
 // Run serves until ctx ends. A socket that an agent before left is replaced.
@@ -76,11 +79,13 @@ func (s *Server) Run(ctx context.Context) error {
 		return fmt.Errorf("serve the PodResources API: %w", err)
 	}
 	limit := rate.NewLimiter(callsPerSecond, callsAtOnce)
-	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, request any, call *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		if !limit.Allow() {
 			return nil, status.Error(codes.ResourceExhausted, "rejected by rate limit")
 		}
-		return handle(ctx, request)
+		answer, err := handle(ctx, request)
+		s.asked(path.Base(call.FullMethod), err)
+		return answer, err
 	}))
 	api.RegisterPodResourcesListerServer(server, s)
 	group, ctx := errgroup.WithContext(ctx)

@@ -3,6 +3,7 @@ package podresources
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -64,12 +65,15 @@ func (fakeClaims) Of(pod *v1.Pod, container *v1.Container) ([]dra.Claim, error) 
 	}}}, nil
 }
 
-func client(t *testing.T) api.PodResourcesListerClient {
+// client returns a client of a server, and the calls that the server tells of.
+func client(t *testing.T) (c api.PodResourcesListerClient, asked chan string) {
+	asked = make(chan string, 1000)
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "pod-resources", "kubelet.sock")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- New(socket, fakeNode{}, fakeNode{}, fakeClaims{}).Run(ctx) }()
+	tell := func(method string, err error) { asked <- fmt.Sprint(method, " ", err != nil) }
+	go func() { done <- New(socket, fakeNode{}, fakeNode{}, fakeClaims{}, tell).Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -81,13 +85,13 @@ func client(t *testing.T) api.PodResourcesListerClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return api.NewPodResourcesListerClient(conn)
+	return api.NewPodResourcesListerClient(conn), asked
 }
 
 func node(id int64) *api.TopologyInfo { return &api.TopologyInfo{Nodes: []*api.NUMANode{{ID: id}}} }
 
 func TestPodsAreListedWithWhatTheyHave(t *testing.T) {
-	c := client(t)
+	c, asked := client(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	want := &api.PodResources{Name: "p", Namespace: "n", Containers: []*api.ContainerResources{
@@ -121,13 +125,18 @@ func TestPodsAreListedWithWhatTheyHave(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, want := range []string{"List false", "Get false", "Get true", "GetAllocatableResources false"} {
+		if got := <-asked; got != want {
+			t.Errorf("it tells of %q, not of %q", got, want)
+		}
+	}
 	if diff := cmp.Diff(&api.AllocatableResourcesResponse{CpuIds: []int64{1, 2}, Devices: []*api.ContainerDevices{{ResourceName: "e/g", DeviceIds: []string{"b"}}}}, all, protocmp.Transform()); diff != "" {
 		t.Errorf("allocatable (-want +got):\n%s", diff)
 	}
 }
 
 func TestAClientThatAsksWithoutEndIsSlowedDown(t *testing.T) {
-	c := client(t)
+	c, _ := client(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for {

@@ -41,12 +41,14 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if k == nil {
 		return nil, nil
 	}
+	counts := metrics.NewEvents()
 	identity, err := bootstrap.New(bootstrap.Config{
 		NodeName: host.Name, Kubeconfig: k.Kubeconfig, BootstrapKubeconfig: k.BootstrapKubeconfig, CertDir: k.CertDir,
 		Rotate: k.RotateCertificates, ServerTLSBootstrap: k.ServerTLSBootstrap,
 		TLSCertFile: k.TLSCertFile, TLSPrivateKeyFile: k.TLSPrivateKeyFile,
 		Addresses:   func() []v1.NodeAddress { return addresses(host) },
 		ContentType: k.ContentType, QPS: float32(*k.KubeAPIQPS), Burst: int(k.KubeAPIBurst),
+		ClientFailures: counts.ClientRenewals(), ServerFailures: counts.ServerRenewals(), ServerRotation: counts.ServerRotations(),
 		UserAgent: "kubelet/" + node.KubeletVersion + " berth", Log: log,
 	})
 	if err != nil {
@@ -77,6 +79,7 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 	if err != nil {
 		return nil, err
 	}
+	api.Metrics.Events = counts
 	pressure, err := pressureSettings(k)
 	if err != nil {
 		return nil, err
@@ -178,8 +181,20 @@ func kubeletAPI(k *kubeletconfig.Config, identity *bootstrap.Identity, client ku
 		},
 		Metrics: metrics.Config{
 			NodeName: host.Name, Version: node.KubeletVersion, MachineID: info.MachineID, SystemUUID: info.SystemUUID, BootID: info.BootID,
-			CgroupVersion: cgroupVersion(),
+			CgroupVersion: cgroupVersion(), Gates: gates(k),
 		},
+	}
+	if k.RotateCertificates {
+		c.Metrics.ClientExpiry = func() time.Time { return expiry(identity.ClientCertificate()) }
+	}
+	if k.ServerTLSBootstrap {
+		c.Metrics.ServerExpiry = func() time.Time {
+			pair, err := identity.ServingCertificate()
+			if err != nil {
+				return time.Time{} // the cluster has not signed one yet
+			}
+			return expiry(pair)
+		}
 	}
 	if k.Enabled("ComponentFlagz") {
 		c.Server.Flags = k.Given
@@ -191,6 +206,27 @@ func kubeletAPI(k *kubeletconfig.Config, identity *bootstrap.Identity, client ku
 		c.Authz.Reviews = client.AuthorizationV1().SubjectAccessReviews()
 	}
 	return c, nil
+}
+
+// expiry is when a certificate ends; zero: there is none.
+func expiry(pair *tls.Certificate) time.Time {
+	if pair == nil || pair.Leaf == nil {
+		return time.Time{}
+	}
+	return pair.Leaf.NotAfter
+}
+
+// gates are the feature gates as the kubelet's metric writes them.
+func gates(k *kubeletconfig.Config) []metrics.Gate {
+	var out []metrics.Gate
+	for _, g := range k.Gates() {
+		stage := strings.ToUpper(g.Stage)
+		if stage == "GA" {
+			stage = ""
+		}
+		out = append(out, metrics.Gate{Name: g.Name, Stage: stage, On: g.On})
+	}
+	return out
 }
 
 func cgroupVersion() int {
