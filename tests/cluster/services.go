@@ -50,8 +50,23 @@ func (n *Node) startServiceNetwork(ctx context.Context, podCIDR string) error {
 	if err := os.WriteFile(config, fmt.Appendf(nil, proxyConfig, n.Name, podSubnet, kubeconfig), 0o644); err != nil {
 		return err
 	}
-	return n.c.start(n.Name, n.Name+"-kube-proxy", filepath.Join(n.c.peers(), "kube-proxy"), "--config", config)
+	name := n.Name + "-kube-proxy"
+	if err := n.c.start(n.Name, name, filepath.Join(n.c.peers(), "kube-proxy"), "--config", config); err != nil {
+		return err
+	}
+	// It serves its health once it has become a process of the node's, and who
+	// looks for what a node has must find it there.
+	dial := harness.Dialer(n.c.netns(n.Name))
+	return n.c.eventually(ctx, proxyTimeout, []string{name}, func(ctx context.Context) error {
+		conn, err := dial(ctx, "tcp", "127.0.0.1:10256")
+		if err != nil {
+			return fmt.Errorf("kube-proxy of %s: %w", n.Name, err)
+		}
+		return conn.Close()
+	})
 }
+
+const proxyTimeout = time.Minute
 
 //go:embed coredns.yaml
 var coreDNS string
