@@ -93,7 +93,8 @@ var moved = []string{
 
 func TestMetricsAreTheKubeletsAndMove(t *testing.T) {
 	cluster.Need(t, cluster.Berth, cluster.Stock)
-	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth}, {Kind: cluster.Stock}}})
+	rotating := map[string]any{"rotateCertificates": true} // otherwise there is nothing to tell of certificates
+	c := cluster.New(t, cluster.Config{Nodes: []cluster.NodeConfig{{Kind: cluster.Berth, Kubelet: rotating}, {Kind: cluster.Stock, Kubelet: rotating}}})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	try := func(args ...string) (string, error) { return c.Kubectl(ctx, args...) }
