@@ -51,14 +51,15 @@ spec:
   - name: server
     image: $BOX
     imagePullPolicy: Always
-    command: [sh, -c, 'echo server $DEVICE_ONE >> /out/runs; exec testbox serve --http :8080']
+    command: [sh, -c, 'echo server >> /out/runs; exec testbox serve --http :8080']
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
-    resources: {limits: {memory: 64Mi, cpu: 500m}, claims: [{name: device}]}
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
     volumeMounts: [{name: out, mountPath: /out}, {name: map, mountPath: /map}]
   - name: short
     image: $BOX
     imagePullPolicy: Always
-    command: [sh, -c, 'echo short >> /out/runs; exec testbox exit --after 200ms --code 7 --message done']
+    command: [sh, -c, 'echo short $DEVICE_ONE >> /out/runs; exec testbox exit --after 200ms --code 7 --message done']
+    resources: {claims: [{name: device}]} # the API server lets no container be resized that has one
     volumeMounts: [{name: out, mountPath: /out}]
   volumes:
   - {name: out, hostPath: {path: $OUT, type: DirectoryOrCreate}}
