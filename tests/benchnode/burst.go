@@ -31,6 +31,8 @@ type together struct {
 	count   int
 	seconds [2]float64
 	goal    bool
+	// spent says which programs used how much CPU, of the whole machine.
+	spent [2]string
 }
 
 // measureBursts makes the pods of Berth first: idle, they cost the other side
@@ -40,6 +42,7 @@ func measureBursts(t harness.TB, sides [2]*side, count int) together {
 	for turn, s := range sides {
 		ctx, cancel := within()
 		w := s.watch(ctx)
+		before := measure.SpentSoFar()
 		r.seconds[turn] = s.timed(func() {
 			failed := s.createAll(ctx, count)
 			are := map[string]bool{}
@@ -53,6 +56,7 @@ func measureBursts(t harness.TB, sides [2]*side, count int) together {
 				t.Fatalf("%s: %v", s.name, err)
 			}
 		}) / 1000
+		r.spent[turn] = measure.SpentSoFar().Since(before)
 		w.Stop()
 		cancel()
 	}
@@ -122,4 +126,7 @@ func (r together) print() {
 		goal = fmt.Sprintf("%.1f pods/s, goal ≥ 25: %s", rate, verdict(rate >= 25))
 	}
 	printRow(fmt.Sprintf(r.what, r.count), "%.2f", r.seconds[0], r.seconds[1], goal)
+	if r.goal {
+		fmt.Printf("    CPU, s: [%s]\n            [%s]\n", r.spent[0], r.spent[1])
+	}
 }

@@ -307,12 +307,13 @@ func (m *machine) testResize(t *testing.T) {
 	for _, name := range []string{"guaranteed", "burstable", "podlevel"} {
 		before[name] = containerID(m.get(t, name), "main")
 	}
-	m.resize(t, "burstable", `{containers: [{name: main, resources: {requests: {cpu: 80m, memory: 48Mi}, limits: {cpu: 300m, memory: 160Mi}}}]}`)
+	// It may swap, so that its memory request has to stay as it is.
+	m.resize(t, "burstable", `{containers: [{name: main, resources: {requests: {cpu: 80m, memory: 32Mi}, limits: {cpu: 300m, memory: 160Mi}}}]}`)
 	m.resize(t, "guaranteed", `{containers: [{name: main, resources: {requests: {cpu: 50m, memory: 48Mi}, limits: {cpu: 50m, memory: 48Mi}}}]}`)
 	m.resize(t, "podlevel", `{resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 250m, memory: 128Mi}}}`)
 	for name, amounts := range map[string][3]values{ // of the pod, of the container main, of side
-		"burstable": {{"cpu.weight": "4", "cpu.max": "30000 100000", "memory.low": "50331648", "memory.max": "167772160"},
-			{"cpu.weight": "15", "cpu.max": "30000 100000", "memory.low": "50331648", "memory.high": "156024832", "memory.max": "167772160", "memory.oom.group": "1"}},
+		"burstable": {{"cpu.weight": "4", "cpu.max": "30000 100000", "memory.low": "33554432", "memory.max": "167772160"},
+			{"cpu.weight": "15", "cpu.max": "30000 100000", "memory.low": "33554432", "memory.high": "154349568", "memory.max": "167772160", "memory.oom.group": "1"}},
 		"guaranteed": {{"cpu.weight": "2", "cpu.max": "5000 100000", "memory.min": "50331648", "memory.max": "50331648"},
 			{"cpu.weight": "11", "cpu.max": "5000 100000", "memory.min": "50331648", "memory.high": "max", "memory.max": "50331648", "memory.swap.max": "0"}},
 		"podlevel": {{"cpu.weight": "4", "cpu.max": "25000 100000", "memory.low": "67108864", "memory.max": "134217728"},
@@ -338,7 +339,7 @@ func (m *machine) testResize(t *testing.T) {
 			t.Errorf("%s was restarted", name)
 		}
 	}
-	if reason := (values{"cpu.weight": "7", "memory.low": fmt.Sprint((48 + 64) << 20)}).differs("kubepods.slice/kubepods-burstable.slice"); reason != "" {
+	if reason := (values{"cpu.weight": "7", "memory.low": fmt.Sprint((32 + 64) << 20)}).differs("kubepods.slice/kubepods-burstable.slice"); reason != "" {
 		t.Error(reason)
 	}
 }
