@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-io/berth/tests/harness"
@@ -79,22 +81,34 @@ func (m *machine) testNothingStale(t *testing.T) {
 	for group := range want {
 		t.Errorf("%s is not there", group)
 	}
-	for _, dir := range []string{"/run/berth/sandboxes", "/var/lib/kubelet/pods"} {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pods := len(podSpecs)
-		if dir == "/var/lib/kubelet/pods" && len(entries) == pods+1 {
-			continue // the evicted pod's may stay with its object
-		}
-		if len(entries) != pods {
-			t.Errorf("%s has %d entries of %d pods", dir, len(entries), pods)
+	if n := len(entries(t, "/run/berth/sandboxes")); n != len(podSpecs) {
+		t.Errorf("%d sandboxes of %d pods", n, len(podSpecs))
+	}
+	list, err := m.client.CoreV1().Pods(metav1.NamespaceAll).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, uid := range entries(t, "/var/lib/kubelet/pods") { // those of pods that have ended, too
+		if !slices.ContainsFunc(list.Items, func(p corev1.Pod) bool { return string(p.UID) == uid }) {
+			t.Errorf("/var/lib/kubelet/pods/%s is no pod's", uid)
 		}
 	}
 	if n := len(strings.Fields(run(t, "pgrep", "-x", "berth-shim"))); n != len(podSpecs) {
 		t.Errorf("%d shims of %d pods", n, len(podSpecs))
 	}
+}
+
+// entries are the names in a directory.
+func entries(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 func (m *machine) testDisabled(t *testing.T) {
@@ -126,11 +140,13 @@ func (m *machine) testLeave(t *testing.T) {
 		if len(list.Items) > 0 {
 			return list.Items[0].Name + " is there"
 		}
-		return ""
+		// What is left of them goes after their objects have gone.
+		return strings.Join(entries(t, "/run/berth/sandboxes"), ", ")
 	})
 	out := run(t, filepath.Join(m.bin, "peers/kubeadm"), "reset", "-f", "--cri-socket", "unix:///run/berth/cri.sock")
 	run(t, "systemctl", "disable", "-q", "kubelet")
 	run(t, "systemctl", "stop", "kubepods.slice")
+	run(t, "systemctl", "set-property", "--runtime", "system.slice", "MemoryMax=infinity")
 	run(t, "systemctl", "revert", "system.slice", "kube.slice")
 	for _, what := range []string{
 		"pgrep -x berth-shim",

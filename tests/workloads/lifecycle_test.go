@@ -1,6 +1,7 @@
 package workloads
 
 import (
+	"fmt"
 	"bufio"
 	"errors"
 	"io"
@@ -175,8 +176,13 @@ spec:
 	ip := s.get("pod/anew", ".status.podIP")
 	for _, n := range []string{"1", "2"} {
 		s.exec("anew", "touch", "/v/go")
-		s.want("pod/anew", ".status.containerStatuses[*].restartCount", n+" "+n)
-		s.want("pod/anew", ".status.initContainerStatuses[*].restartCount", n)
+		s.eventually(func() error {
+			own, init := s.get("pod/anew", ".status.containerStatuses[*].restartCount"), s.get("pod/anew", ".status.initContainerStatuses[*].restartCount")
+			if own != n+" "+n || init != n {
+				return fmt.Errorf("restart counts are %s, and %s of the init container, want %s", own, init, n)
+			}
+			return nil
+		})
 		s.ready("pod/anew")
 	}
 	equal(t, "address", s.get("pod/anew", ".status.podIP"), ip)
