@@ -40,7 +40,6 @@ spec:
   nodeName: $NODE
   restartPolicy: Never
   terminationGracePeriodSeconds: 5
-  resourceClaims: [{name: device, resourceClaimName: $NAME}]
   initContainers:
   - name: init
     image: $BOX
@@ -58,12 +57,31 @@ spec:
   - name: short
     image: $BOX
     imagePullPolicy: Always
-    command: [sh, -c, 'echo short $DEVICE_ONE >> /out/runs; exec testbox exit --after 200ms --code 7 --message done']
-    resources: {claims: [{name: device}]} # the API server lets no container be resized that has one
+    command: [sh, -c, 'echo short >> /out/runs; exec testbox exit --after 200ms --code 7 --message done']
     volumeMounts: [{name: out, mountPath: /out}]
   volumes:
   - {name: out, hostPath: {path: $OUT, type: DirectoryOrCreate}}
   - {name: map, configMap: {name: $NAME}}
+`
+
+// The API server lets no pod be resized that has a claim: it is another's.
+const claimManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: $NAME-claim}
+spec:
+  nodeName: $NODE
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 5
+  resourceClaims: [{name: device, resourceClaimName: $NAME}]
+  containers:
+  - name: claim
+    image: $BOX
+    command: [sh, -c, 'echo claim $DEVICE_ONE >> /out/runs; exec testbox serve --http :8080']
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    resources: {claims: [{name: device}]}
+    volumeMounts: [{name: out, mountPath: /out}]
+  volumes:
+  - {name: out, hostPath: {path: $OUT, type: DirectoryOrCreate}}
 `
 
 const staticManifest = `apiVersion: v1
@@ -162,6 +180,7 @@ func (l *lane) live(env string) (died bool) {
 		l.t.Fatal(err)
 	}
 	defer func() { _ = driver.Stop() }() // for when the test fails
+	l.removeDevices(driver)              // of a test that failed before
 	over, watched := make(chan struct{}), make(chan error)
 	go func() {
 		var err error
@@ -181,7 +200,7 @@ func (l *lane) live(env string) (died bool) {
 	after := l.waitChanged(before)
 	l.checkUntouched(before, after)
 	l.remove()
-	checkRan(l.t, l.out+"/runs", "init red server short static")
+	checkRan(l.t, l.out+"/runs", "claim init red server short static")
 	if files, err := driver.CDIFiles(); err != nil || len(files) > 0 {
 		l.t.Errorf("the claim is still prepared: %q, %v", files, err)
 	}
@@ -190,6 +209,19 @@ func (l *lane) live(env string) (died bool) {
 	}
 	l.n.CheckNothingLeft(l.t)
 	return died
+}
+
+func (l *lane) removeDevices(driver *dradriver.Driver) {
+	l.t.Helper()
+	files, err := driver.CDIFiles()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	for _, file := range files {
+		if err := os.Remove(file); err != nil {
+			l.t.Fatal(err)
+		}
+	}
 }
 
 // restart starts the agent once more when it has died at its failpoint.
@@ -232,12 +264,14 @@ func (l *lane) create() {
 		l.t.Fatal(err)
 	}
 	l.createClaim()
-	var pod corev1.Pod
-	if err := yaml.Unmarshal(l.manifest(apiManifest), &pod); err != nil {
-		l.t.Fatal(err)
-	}
-	if _, err := l.Client.CoreV1().Pods(namespace).Create(l.t.Context(), &pod, metav1.CreateOptions{}); err != nil {
-		l.t.Fatal(err)
+	for _, text := range []string{apiManifest, claimManifest} {
+		var pod corev1.Pod
+		if err := yaml.Unmarshal(l.manifest(text), &pod); err != nil {
+			l.t.Fatal(err)
+		}
+		if _, err := l.Client.CoreV1().Pods(namespace).Create(l.t.Context(), &pod, metav1.CreateOptions{}); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 }
 
@@ -259,8 +293,9 @@ func (l *lane) createClaim() {
 	}
 }
 
-func (l *lane) static() string { return filepath.Join(l.n.ManifestDir(), "static.yaml") }
-func (l *lane) mirror() string { return "static-" + l.n.Name }
+func (l *lane) static() string   { return filepath.Join(l.n.ManifestDir(), "static.yaml") }
+func (l *lane) mirror() string   { return "static-" + l.n.Name }
+func (l *lane) claimant() string { return l.name + "-claim" }
 
 // get is what the API says of a pod.
 func (l *lane) get(name string) (*corev1.Pod, error) {
@@ -304,16 +339,18 @@ func (l *lane) waitSettled() *corev1.Pod {
 	if got := s.State.Terminated; got.ExitCode != 7 || got.Reason != "Error" || got.Message != "done" {
 		l.t.Errorf("short ended with %d %s %q", got.ExitCode, got.Reason, got.Message)
 	}
-	harness.Eventually(l.t, settleTimeout, "the static pod is ready in the API", func() string {
-		p, err := l.get(l.mirror())
-		if err != nil {
-			return err.Error()
-		}
-		if !harness.Ready(*p) {
-			return harness.Summary(*p)
-		}
-		return ""
-	})
+	for _, name := range []string{l.mirror(), l.claimant()} {
+		harness.Eventually(l.t, settleTimeout, name+" is ready in the API", func() string {
+			p, err := l.get(name)
+			if err != nil {
+				return err.Error()
+			}
+			if !harness.Ready(*p) {
+				return harness.Summary(*p)
+			}
+			return ""
+		})
+	}
 	return pod
 }
 
@@ -381,13 +418,15 @@ func (l *lane) checkUntouched(before, after *corev1.Pod) {
 // neither.
 func (l *lane) remove() {
 	l.t.Helper()
-	if err := l.Client.CoreV1().Pods(namespace).Delete(l.t.Context(), l.name, metav1.DeleteOptions{}); err != nil {
-		l.t.Fatal(err)
+	for _, name := range []string{l.name, l.claimant()} {
+		if err := l.Client.CoreV1().Pods(namespace).Delete(l.t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			l.t.Fatal(err)
+		}
 	}
 	if err := os.Remove(l.static()); err != nil {
 		l.t.Fatal(err)
 	}
-	for _, name := range []string{l.name, l.mirror()} {
+	for _, name := range []string{l.name, l.claimant(), l.mirror()} {
 		harness.Eventually(l.t, settleTimeout, "the API does not have "+name, func() string {
 			p, err := l.get(name)
 			if err == nil {

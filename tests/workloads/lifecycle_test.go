@@ -1,9 +1,9 @@
 package workloads
 
 import (
-	"fmt"
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
