@@ -104,7 +104,7 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 		Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds.",
 	})
 	started.Set(float64(m.start.UnixNano()) / float64(time.Second))
-	m.main.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
+	m.main.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
 	m.main.MustRegister(m.Events.kubelet()...)
 	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, cpus: c.CPUs, log: c.Log}, gates(c.Gates))
 	for name, expiry := range map[string]func() time.Time{"client": c.ClientExpiry, "server": c.ServerExpiry} {
