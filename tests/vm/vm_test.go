@@ -40,6 +40,7 @@ var suites = []struct{ pkg, tests string }{
 
 func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 	script, bin := prepare(t)
+	t.Parallel() // a machine has one processor
 	payload := t.TempDir()
 	for _, suite := range suites {
 		build(t, payload, suite.pkg)
@@ -82,6 +83,7 @@ exec ./host.test -test.v -test.run='^TestNodeAfterReboot$'
 func TestAMachineIsANode(t *testing.T) {
 	cluster.Need(t)
 	script, bin := prepare(t)
+	t.Parallel()
 	payload := t.TempDir()
 	build(t, payload, "host")
 	for _, name := range []string{"berth", "berth-shim", "runc", "tests"} {
