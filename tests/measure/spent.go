@@ -19,6 +19,8 @@ type Spent map[string]float64
 // Total is no program's name.
 const Total = "all"
 
+const kernelWorker = "kworker"
+
 // SpentSoFar reads what was used until now.
 func SpentSoFar() Spent {
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -43,8 +45,12 @@ func SpentSoFar() Spent {
 func (s Spent) process(stat string) {
 	name, end := strings.IndexByte(stat, '('), strings.LastIndexByte(stat, ')')
 	fields := strings.Fields(stat[end+1:])
+	program := stat[name+1 : end]
+	if strings.HasPrefix(program, kernelWorker) {
+		program = kernelWorker // the rest of its name says what it does now
+	}
 	for _, ticks := range fields[11:15] {
-		s[stat[name+1:end]] += seconds(ticks)
+		s[program] += seconds(ticks)
 	}
 }
 
