@@ -66,8 +66,8 @@ func TestTheCgroupIsExpectedWhereTheBundleHasIt(t *testing.T) {
 	}
 }
 
-// By the time anybody looks there is neither
-// a process nor a cgroup, and the pod's counter has counted.
+// By the time anybody looks there is neither a process nor a cgroup, and the
+// pod's counter has counted.
 func TestAContainerThatIsKilledAtOnceIsFoundToBe(t *testing.T) {
 	const nobody = 1 << 30
 	pod := filepath.Join(t.TempDir(), "memory.events")
