@@ -74,6 +74,8 @@ type Config struct {
 	// Logs is how containers' logs are rotated; Log is filled in.
 	Logs    logrotate.Config
 	Cgroups qos.Config
+	// Pressure is what is done when the node runs short of something.
+	Pressure Pressure
 	// Backoff is that of restarts.
 	Backoff plan.Backoff
 	// RuntimeTimeout bounds one request to the runtime, beyond what the request
@@ -129,7 +131,7 @@ type Agent struct {
 	cluster    *cluster             // nil: there is none
 	ledger     *allocation.Ledger   // nil without a cluster
 	exclusive  *exclusive           // nil without a cluster
-	pressure   *pressure            // nil before Run, and without a cluster
+	pressure   *pressure            // nil before Run
 	counts     *metrics.Events      // shown where there is a cluster
 	feeding    atomic.Int64         // since when feed is at something, Unix nanoseconds; zero: it waits
 	inControl  chan struct{}
@@ -290,11 +292,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		Socket: a.config.APISocket, Pods: d, Events: a.events, Streams: a.runtime, Observations: a.observed, Log: a.config.Log,
 		Manifests: &manifests{dir: a.config.ManifestDir, source: a.source, options: a.manifestOptions()},
 	})
+	if a.pressure, err = a.newPressure(a.config.Pressure, d); err != nil {
+		return err
+	}
 	var kubelet *kubeletapi.Server
 	if a.cluster != nil {
-		if a.pressure, err = a.newPressure(a.config.Cluster.Pressure, d); err != nil {
-			return err
-		}
 		if kubelet, err = a.cluster.kubeletAPI(a, d); err != nil {
 			return err
 		}
@@ -306,13 +308,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return d.Run(ctx) })
 	group.Go(func() error { return a.feed(ctx, d) })
 	group.Go(func() error { return server.Run(ctx) })
+	group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	if a.cluster != nil {
 		group.Go(func() error { return a.cluster.run(ctx) })
 		group.Go(func() error { return kubelet.Run(ctx) })
 		plugins := pluginwatch.New(filepath.Join(a.config.Node.KubeletDir, "plugins_registry"),
 			map[string]pluginwatch.Handler{"DevicePlugin": a.exclusive.plugins, "DRAPlugin": a.exclusive.claims.Drivers()}, a.config.Log)
 		group.Go(func() error { return a.exclusive.run(ctx, d, a.observed, plugins) })
-		group.Go(func() error { return a.pressure.run(ctx, a.inControl) })
 	}
 	group.Go(func() error {
 		select {
@@ -352,6 +354,7 @@ func (a *Agent) newDispatcher(version *runtimeapi.VersionResponse) *dispatch.Dis
 		Observations: a.observed,
 		Leftovers:    a.leftovers(),
 		Admit:        a.admit(),
+		Again:        a.again(),
 		Begun:        a.begun,
 		Ended:        a.ended,
 		Preempted:    a.counts.Preempted,

@@ -65,7 +65,6 @@ type Cluster struct {
 	API API
 	// Admit checks new pods.
 	Admit     *admit.Checker
-	Pressure  Pressure
 	Resources Resources
 }
 

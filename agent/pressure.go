@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,6 +18,7 @@ import (
 	"github.com/berth-io/berth/agent/evict"
 	"github.com/berth-io/berth/agent/gc"
 	"github.com/berth-io/berth/agent/logrotate"
+	"github.com/berth-io/berth/agent/manifest"
 	"github.com/berth-io/berth/agent/shutdown"
 	"github.com/berth-io/berth/agent/usage"
 )
@@ -24,7 +26,7 @@ import (
 // Pressure is what the agent does when the node runs short of something, or
 // goes down.
 type Pressure struct {
-	Evict           evict.Config // Notifier, Changed and Log are filled in
+	Evict           evict.Config // what it tells, and whom it spares, is filled in
 	Images          gc.ImagePolicy
 	Containers      gc.ContainerPolicy
 	ShutdownPeriods []shutdown.Period
@@ -48,8 +50,12 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	}, a.runtime, a.images)
 	view := podsView{pods}
 	out := &pressure{stopper: shutdown.New(p.ShutdownPeriods, view, a.config.Log)}
+	collected, changed, spared := (func([]string, time.Time))(nil), pods.Retry, disruption.OfSystem
+	if a.cluster != nil {
+		collected, changed, spared = a.cluster.forget, a.cluster.registrar.Poke, disruption.Critical
+	}
 	if out.collect, err = gc.New(gc.Config{
-		Collected: a.cluster.forget, ImageCollected: a.counts.ImageCollected,
+		Collected: collected, ImageCollected: a.counts.ImageCollected,
 		Images: p.Images, Containers: p.Containers, Record: filepath.Join(a.config.StateDir, "images-used"),
 		PodLogsDir: node.PodLogsDir, ContainerLogsDir: a.config.ContainerLogsDir,
 		Logs: logsOf{a.runtime, a.logs}, Log: a.config.Log,
@@ -59,7 +65,7 @@ func (a *Agent) newPressure(p Pressure, pods *dispatch.Dispatcher) (*pressure, e
 	p.Evict.Notifier = evict.NewNotifier(evict.NotifyConfig{
 		Cgroups: hierarchy, PodsCgroup: a.cgroups.PodsPath(), Thresholds: p.Evict.Thresholds,
 	})
-	p.Evict.Changed, p.Evict.Counts, p.Evict.Log = a.cluster.registrar.Poke, a.counts, a.config.Log
+	p.Evict.Changed, p.Evict.Spared, p.Evict.Counts, p.Evict.Log = changed, spared, a.counts, a.config.Log
 	out.evict = evict.New(p.Evict, view, meter, out.collect, a.events)
 	return out, nil
 }
@@ -143,4 +149,16 @@ func (v podsView) ImageVolumes() []string {
 // under tells what the node is short of.
 func (p *pressure) under(c v1.NodeConditionType) bool {
 	return p != nil && slices.Contains(p.evict.Pressure(), c)
+}
+
+// again tells which pods from manifests run once more after they were evicted;
+// nil: none. Without a cluster there is no controller that makes others in place
+// of a workload's, so the same ones come back when the node is short of nothing.
+func (a *Agent) again() func(pod *v1.Pod) bool {
+	if a.cluster != nil {
+		return nil
+	}
+	return func(pod *v1.Pod) bool {
+		return pod.Status.Phase == v1.PodFailed && pod.Status.Reason == evict.Evicted && manifest.Replaced(pod) && len(a.pressure.evict.Pressure()) == 0
+	}
 }

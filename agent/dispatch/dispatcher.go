@@ -58,6 +58,9 @@ type Config struct {
 	Leftovers    []Leftovers
 	// Admit decides whether new pods may start; nil: every pod may.
 	Admit Admit
+	// Again tells whether a pod from a manifest that has ended runs once more. It
+	// is asked when a pod has ended, and by Retry; nil: none does.
+	Again func(pod *v1.Pod) bool
 	// Begun is called with each pod before it gets a worker, and when its source
 	// says something else of it; Ended with one of which nothing is left. nil:
 	// nobody wants to know.
@@ -211,6 +214,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 				d.adopt(d.strayed(), start)
 			}
 		case <-d.settled:
+			d.runAgain()
 			for _, w := range d.retryHeld() {
 				start(w)
 			}
@@ -366,6 +370,31 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	}
 	delete(d.waiting, name)
 	return d.admit(next)
+}
+
+// Retry looks again whether pods that have ended run once more, or that were
+// held can start.
+func (d *Dispatcher) Retry() { d.roomMade() }
+
+// runAgain forgets the pods that run once more: each gets a new worker when
+// nothing of it is left.
+func (d *Dispatcher) runAgain() {
+	if d.config.Again == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.workers {
+		pod := w.Pod()
+		_, followed := d.waiting[fullName(pod)]
+		if followed || !w.Settled() || w.Forgotten() || !manifest.Static(pod) || !d.config.Again(pod) {
+			continue
+		}
+		anew := *pod
+		anew.Status = v1.PodStatus{Phase: v1.PodPending}
+		d.waiting[fullName(pod)] = waiting{pod: &anew, seen: time.Now()}
+		w.Forget()
+	}
 }
 
 // leftBehind are all pods that the runtime, the volumes or the cgroups know.

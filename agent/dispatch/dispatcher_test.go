@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/berth-io/berth/agent/allocation"
 	"github.com/berth-io/berth/agent/checkpoint"
 	"github.com/berth-io/berth/agent/dispatch"
+	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/internal/fakecri"
@@ -42,6 +44,7 @@ type world struct {
 	cgroups *fakehost.Cgroups
 
 	admit dispatch.Admit // nil: every pod may start
+	again func(pod *v1.Pod) bool
 
 	mu   sync.Mutex
 	gone []string // UIDs of pods of which nothing is left
@@ -87,7 +90,7 @@ func (w *world) startAgent() {
 			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
-		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit,
+		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit, Again: w.again,
 		Ended: func(pod *v1.Pod) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -285,6 +288,48 @@ func TestAPodRemovedAndAddedAgainWhileTheAgentIsAway(t *testing.T) {
 		w.want(pod("web", "1"))
 		time.Sleep(time.Minute)
 		w.check("1 0")
+	})
+}
+
+func TestAPodThatWasEndedRunsOnceMoreWhenItMay(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var calm atomic.Bool
+		w.again = func(pod *v1.Pod) bool {
+			return calm.Load() && pod.Name != "alone" && pod.Status.Reason == "Evicted"
+		}
+		w.startAgent()
+		pods := []*v1.Pod{pod("web", "1"), pod("alone", "2"), pod("db", "3")}
+		w.want(pods...)
+		evict := func(uids ...types.UID) {
+			for _, uid := range uids {
+				w.d.Disrupt(uid, disruption.Stop{Reason: "Evicted", Message: "low on memory", Grace: new(int64)})
+			}
+		}
+		evict("1", "2")
+		w.check("3 0")
+		w.d.Retry()
+		w.check("3 0")
+		calm.Store(true)
+		w.d.Retry()
+		w.check("1 0", "3 0")
+		evict("3") // when the node is short of nothing any more
+		w.check("1 0", "3 0")
+		if k := w.d.Worker("default", "alone"); k.Pod().Status.Phase != v1.PodFailed {
+			t.Errorf("the pod that may not is %s", k.Pod().Status.Phase)
+		}
+		calm.Store(false)
+		evict("1")
+		w.check("3 0")
+		w.restartAgent()
+		w.want(pods...)
+		w.check("3 0")
+		calm.Store(true)
+		w.d.Retry()
+		w.check("1 0", "3 0")
+		evict("1")
+		w.want(pod("alone", "2")) // its file goes before it has come again
+		w.want()
+		w.checkNothingLeft()
 	})
 }
 

@@ -66,8 +66,12 @@ func Static(pod *v1.Pod) bool {
 // under pressure (pkg/kubelet/types, IsCriticalPod).
 func Critical(pod *v1.Pod) bool {
 	_, mirror := pod.Annotations[mirrorAnnotation]
-	return mirror || Static(pod) || Priority(pod) >= SystemCriticalPriority
+	return mirror || Static(pod) || OfSystem(pod)
 }
+
+// OfSystem tells whether the pod has a system priority. On a node without a
+// cluster, where every pod is static, it says which ones the node depends on.
+func OfSystem(pod *v1.Pod) bool { return Priority(pod) >= SystemCriticalPriority }
 
 // Priority is the pod's priority; zero where admission set none.
 func Priority(pod *v1.Pod) int32 {

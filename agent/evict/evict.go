@@ -93,6 +93,8 @@ type Config struct {
 	// LocalStorage is localStorageCapacityIsolation: limits on local storage
 	// hold.
 	LocalStorage bool
+	// Spared are pods that are never ended; nil: critical ones.
+	Spared func(pod *v1.Pod) bool
 	// Notifier wakes rounds up; nil: they are every ten seconds only.
 	Notifier Notifier
 	// Changed is called when the node's conditions have; nil: nobody wants to
@@ -197,6 +199,9 @@ func (m *Manager) round(ctx context.Context, now time.Time) ([]types.UID, error)
 	}
 	if m.policy == nil {
 		p := newPolicy(m.config.Thresholds, node.Layout, m.config.Transition, m.config.MaxPodGrace)
+		if m.config.Spared != nil {
+			p.spared = m.config.Spared
+		}
 		m.policy = &p
 	}
 	observed := Observe(node)

@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/agent/disruption"
 	"github.com/berth-io/berth/agent/usage"
 )
 
@@ -19,10 +20,14 @@ type Policy struct {
 	transition time.Duration
 	// maxGrace, in seconds, is what a soft threshold leaves a pod at most.
 	maxGrace int64
+	spared   func(pod *v1.Pod) bool
 }
 
 func newPolicy(thresholds []Threshold, layout usage.Layout, transition time.Duration, maxGrace int64) Policy {
-	return Policy{thresholds: forLayout(thresholds, layout), layout: layout, transition: transition, maxGrace: maxGrace}
+	return Policy{
+		thresholds: forLayout(thresholds, layout), layout: layout, transition: transition, maxGrace: maxGrace,
+		spared: disruption.Critical,
+	}
 }
 
 // State is what one round of decisions leaves for the next. The zero State is

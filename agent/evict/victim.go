@@ -35,14 +35,15 @@ type Victim struct {
 }
 
 // Victim chooses one pod to end for the most urgent of the thresholds that are
-// due. Critical pods are never chosen; found is false when there are no others.
+// due. Those that are spared are never chosen; found is false when there are no
+// others.
 func (p Policy) Victim(due []Threshold, o Observations, pods []*v1.Pod, used Usage) (v Victim, found bool) {
 	if len(due) == 0 {
 		return Victim{}, false
 	}
 	t := due[0]
 	for _, pod := range p.rank(t.Signal, pods, used) {
-		if disruption.Critical(pod) {
+		if p.spared(pod) {
 			continue
 		}
 		grace := int64(graceNow)
@@ -141,14 +142,14 @@ func Limited(pod *v1.Pod) bool {
 	return slices.ContainsFunc(pod.Spec.Volumes, func(v v1.Volume) bool { return sizeLimit(v) != nil })
 }
 
-// Overstepped returns the pods that take more local storage than they may, the
-// critical ones apart (localStorageEviction). Whoever cannot be measured is
+// Overstepped returns the pods that take more local storage than they may, those
+// that are spared apart (localStorageEviction). Whoever cannot be measured is
 // let be.
 func (p Policy) Overstepped(pods []*v1.Pod, used Usage) []Victim {
 	var victims []Victim
 	for _, pod := range pods {
 		u, known := used[pod.UID]
-		if !known || disruption.Critical(pod) {
+		if !known || p.spared(pod) {
 			continue
 		}
 		signal, message := p.overstep(pod, u)

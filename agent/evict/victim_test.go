@@ -179,6 +179,14 @@ func TestCriticalPodsAreNeverVictims(t *testing.T) {
 	if v, found := p.Victim(due, nil, pods[:2], used); found {
 		t.Errorf("victim %+v", v)
 	}
+	// Where every pod is static, the node depends on those of system priority.
+	p.spared = disruption.OfSystem
+	if v, found := p.Victim(due, nil, pods[:2], used); !found || v.Pod != static {
+		t.Errorf("victim %+v", v)
+	}
+	if v, found := p.Victim(due, nil, pods[1:2], used); found {
+		t.Errorf("victim %+v", v)
+	}
 }
 
 // Of two pods, the one that is ended first is the one the rules name, however

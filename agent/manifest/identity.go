@@ -66,6 +66,13 @@ func (p *parser) uid(pod *v1.Pod) (types.UID, error) {
 // Static tells whether a pod comes from a manifest, and not from an API server.
 func Static(pod *v1.Pod) bool { return pod.Annotations[AnnotationConfigSource] == SourceFile }
 
+// Replaced tells whether a controller of a cluster would make another pod in
+// place of this one when it has failed: that of a Deployment, ReplicaSet or
+// DaemonSet.
+func Replaced(pod *v1.Pod) bool {
+	return pod.Annotations[AnnotationOwner] != "" && pod.Spec.RestartPolicy == v1.RestartPolicyAlways
+}
+
 // withoutIdentity copies annotations without those that identify sets: a pod
 // written back to a file, with kubectl get -o yaml for example, keeps its UID.
 func withoutIdentity(annotations map[string]string) map[string]string {

@@ -17,9 +17,8 @@ import (
 type berthConfig struct {
 	harness.Config `json:",inline"`
 
-	Kubeconfig    string   `json:"kubeconfig"`
-	KubeletConfig string   `json:"kubeletConfig"`
-	NodeIPs       []string `json:"nodeIPs"`
+	Kubeconfig string   `json:"kubeconfig"`
+	NodeIPs    []string `json:"nodeIPs"`
 }
 
 // berthFile is the node's configuration; the command line finds the node by it.
@@ -34,6 +33,7 @@ func (n *Node) berth() berthConfig {
 			ManifestDir:      n.ManifestDir(),
 			RootDir:          n.path("root"),
 			RunDir:           n.RunDir,
+			KubeletConfig:    n.kubeletConfig(),
 			KubeletDir:       n.KubeletDir(),
 			PodLogsDir:       n.path("pods"),
 			ContainerLogsDir: n.path("containers"),
@@ -52,9 +52,8 @@ func (n *Node) berth() berthConfig {
 			NRI:              harness.NRI{SocketPath: n.RunDir + "/nri.sock", PluginPath: n.path("nri"), ConfigPath: n.path("nri")},
 			LogLevel:         cmp.Or(n.config.LogLevel, "debug"),
 		},
-		Kubeconfig:    n.kubeconfig(),
-		KubeletConfig: n.kubeletConfig(),
-		NodeIPs:       []string{n.IP},
+		Kubeconfig: n.kubeconfig(),
+		NodeIPs:    []string{n.IP},
 	}
 }
 

@@ -47,6 +47,7 @@ type Config struct {
 	ManifestDir      string   `json:"manifestDir,omitempty"`
 	RootDir          string   `json:"rootDir,omitempty"`
 	RunDir           string   `json:"runDir,omitempty"`
+	KubeletConfig    string   `json:"kubeletConfig,omitempty"`
 	KubeletDir       string   `json:"kubeletDir,omitempty"`
 	PodLogsDir       string   `json:"podLogsDir,omitempty"`
 	ContainerLogsDir string   `json:"containerLogsDir,omitempty"`

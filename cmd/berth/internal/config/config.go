@@ -52,7 +52,8 @@ type Config struct {
 	// BootstrapKubeconfig has credentials that may ask for a client certificate;
 	// Kubeconfig is written with it then.
 	BootstrapKubeconfig string `json:"bootstrapKubeconfig,omitempty"`
-	// KubeletConfig is the file of a KubeletConfiguration.
+	// KubeletConfig is the file of a KubeletConfiguration. Without a Kubeconfig
+	// what it says of pods, cgroups, eviction and garbage holds.
 	KubeletConfig string `json:"kubeletConfig,omitempty"`
 	// KubeletConfigDir holds *.conf files that are merged over KubeletConfig.
 	KubeletConfigDir string `json:"kubeletConfigDir,omitempty"`

@@ -15,14 +15,14 @@ import (
 )
 
 // Load reads the kubelet's configuration that berth.yaml names; nil: it names
-// no cluster.
+// neither one nor a cluster.
 func Load(c config.Config) (*kubeletconfig.Config, error) {
-	if c.Kubeconfig == "" {
+	if c.Kubeconfig == "" && c.KubeletConfig == "" && c.KubeletConfigDir == "" {
 		return nil, nil
 	}
-	args := []string{"--kubeconfig", c.Kubeconfig, "--root-dir", c.KubeletDir, "--hostname-override", c.NodeName}
+	args := []string{"--root-dir", c.KubeletDir, "--hostname-override", c.NodeName}
 	for _, f := range []struct{ flag, value string }{
-		{"--config", c.KubeletConfig}, {"--config-dir", c.KubeletConfigDir}, {"--bootstrap-kubeconfig", c.BootstrapKubeconfig},
+		{"--kubeconfig", c.Kubeconfig}, {"--config", c.KubeletConfig}, {"--config-dir", c.KubeletConfigDir}, {"--bootstrap-kubeconfig", c.BootstrapKubeconfig},
 		{"--cert-dir", c.CertDir}, {"--node-ip", strings.Join(c.NodeIPs, ",")},
 	} {
 		if f.value != "" {

@@ -102,7 +102,8 @@ func TestWithoutAKubeletConfigurationNobodyIsLetInUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A host with cgroup v1 needs the drop-in's failCgroupV1.
-	for _, yaml := range []string{"kubeconfig: /kc\nkubeletConfigDir: " + dir + "\nkubeletDir: /k\nnodeIPs: [192.0.2.1]\n"} {
+	for _, kubeconfig := range []string{"kubeconfig: /kc\n", ""} { // with a cluster and without
+		yaml := kubeconfig + "kubeletConfigDir: " + dir + "\nkubeletDir: /k\nnodeIPs: [192.0.2.1]\n"
 		k, err := Load(berthYAML(t, yaml))
 		if err != nil {
 			t.Fatal(err)

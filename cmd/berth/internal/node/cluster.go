@@ -36,9 +36,9 @@ import (
 )
 
 // newCluster is how the node belongs to the kubelet's cluster; nil: there is
-// none. It waits for nobody.
+// none, or only a configuration without a kubeconfig. It waits for nobody.
 func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources, resources machine.Resources, log *slog.Logger) (*agent.Cluster, error) {
-	if k == nil {
+	if k == nil || k.Kubeconfig == "" {
 		return nil, nil
 	}
 	counts := metrics.NewEvents()
@@ -80,10 +80,6 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 		return nil, err
 	}
 	api.Metrics.Events = counts
-	pressure, err := pressureSettings(k)
-	if err != nil {
-		return nil, err
-	}
 	checks, err := admission(k, info)
 	if err != nil {
 		return nil, err
@@ -103,7 +99,6 @@ func newCluster(k *kubeletconfig.Config, host podspec.Node, own agent.Resources,
 		API:       api,
 		Images:    imageSettings(k),
 		Admit:     checks,
-		Pressure:  pressure,
 		Resources: own,
 	}, nil
 }

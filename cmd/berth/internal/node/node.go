@@ -233,6 +233,13 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	if err != nil {
 		return nil, err
 	}
+	pressure, err := pressureSettings(kubelet)
+	if err != nil {
+		return nil, err
+	}
+	if kubelet != nil && cluster == nil {
+		log.Info("there is no kubeconfig: what the kubelet's configuration says of the node's object, its API, admission, CPU, memory and topology managers and credentials has no effect")
+	}
 	logs, err := logRotation(kubelet)
 	if err != nil {
 		return nil, err
@@ -240,7 +247,7 @@ func newAgent(c config.Config, kubelet *kubeletconfig.Config, log *slog.Logger) 
 	a, err := agent.New(agent.Config{
 		Node: host, RuntimeSock: c.CRISocket, ImageSock: imageSocket(kubelet), APISocket: c.APISocket,
 		ManifestDir: c.ManifestDir, Rescan: c.Rescan.Duration,
-		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir, Logs: logs,
+		StateDir: filepath.Join(c.RootDir, "agent"), ContainerLogsDir: c.ContainerLogsDir, Logs: logs, Pressure: pressure,
 		Cgroups: cgroupConfig(c, kubelet, info, resources), Reserved: reservedCgroups(kubelet, reserved),
 		Backoff: backoff(kubelet), RuntimeTimeout: requestTimeout(kubelet),
 		IDsPerPod: idsPerPod(kubelet), BootID: boot, Log: log, Cluster: cluster,

@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/tls"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -66,6 +67,35 @@ func TestLogsAreRotatedByTheKubeletsDefaultsOrByWhatItIsTold(t *testing.T) {
 	} {
 		if got, err := logRotation(test.kubelet); err != nil || got != test.want {
 			t.Errorf("%+v, %v, want %+v", got, err, test.want)
+		}
+	}
+}
+
+func TestANodeWithoutAClusterIsShortLaterUnlessItIsTold(t *testing.T) {
+	told := kubeletconfig.Default()
+	told.EvictionHard = map[string]string{"nodefs.available": "10%"}
+	for _, test := range []struct {
+		kubelet *kubeletconfig.Config
+		want    string
+	}{
+		{nil, "[imagefs.available < 1Gi imagefs.inodesFree < 0.01 memory.available < 100Mi nodefs.available < 1Gi nodefs.inodesFree < 0.01]"},
+		{told, "[nodefs.available < 0.1]"},
+	} {
+		p, err := pressureSettings(test.kubelet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, h := range p.Evict.Thresholds {
+			least := h.Value.Text
+			if h.Value.Fraction > 0 {
+				least = fmt.Sprint(float32(h.Value.Fraction))
+			}
+			got = append(got, fmt.Sprintf("%s < %s", h.Signal, least))
+		}
+		slices.Sort(got)
+		if fmt.Sprint(got) != test.want || p.Images.HighPercent != 85 || p.Containers.MaxPerPodContainer != 1 || !p.Evict.LocalStorage {
+			t.Errorf("%v, %+v, %+v", got, p.Images, p.Containers)
 		}
 	}
 }

@@ -10,9 +10,24 @@ import (
 	"github.com/berth-io/berth/agent/shutdown"
 )
 
+// alone is a node without a cluster of which no kubelet's configuration says
+// when it is short. A pod that is evicted there has no other node to go to, and
+// the disk is often not the node's own: a tenth of it free is no reason.
+func alone() *kubeletconfig.Config {
+	k := kubeletconfig.Default()
+	k.EnforceNodeAllocatable = nil
+	k.EvictionHard = map[string]string{
+		"memory.available": "100Mi", "nodefs.available": "1Gi", "nodefs.inodesFree": "1%", "imagefs.available": "1Gi", "imagefs.inodesFree": "1%",
+	}
+	return k
+}
+
 // pressureSettings are when pods are evicted and garbage is collected, and how
 // pods end when the host goes down.
 func pressureSettings(k *kubeletconfig.Config) (agent.Pressure, error) {
+	if k == nil {
+		k = alone()
+	}
 	thresholds, err := evict.Settings{
 		Hard: k.EvictionHard, Soft: k.EvictionSoft, SoftGracePeriod: k.EvictionSoftGracePeriod, MinimumReclaim: k.EvictionMinimumReclaim,
 		MergeDefaults: k.MergeDefaultEvictionSettings != nil && *k.MergeDefaultEvictionSettings,
