@@ -25,6 +25,7 @@ import (
 //	container.resources                   rounded up to 1m; requests of a limit without one
 //	container.ports                       protocol TCP; hostPort = containerPort with hostNetwork
 //	container.env fieldRef                apiVersion v1
+//	container.env fileKeyRef              optional false
 //	probes                                timeout 1 s, period 10 s, success 1, failure 3; gRPC service ""
 //	HTTP probes and hooks                 path /, scheme HTTP
 //	volume without a source               emptyDir
@@ -93,8 +94,12 @@ func setContainerDefaults(c *v1.Container, hostNetwork bool) {
 		}
 	}
 	for i := range c.Env {
-		if from := c.Env[i].ValueFrom; from != nil && from.FieldRef != nil {
+		from := c.Env[i].ValueFrom
+		if from != nil && from.FieldRef != nil {
 			setDefault(&from.FieldRef.APIVersion, "v1")
+		}
+		if from != nil && from.FileKeyRef != nil {
+			setDefaultTo(&from.FileKeyRef.Optional, false)
 		}
 	}
 	for _, probe := range []*v1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {

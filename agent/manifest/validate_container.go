@@ -96,7 +96,7 @@ func validateContainer(c *v1.Container, spec *v1.PodSpec, volumes map[string]*v1
 	errs = append(errs, oneOf(c.TerminationMessagePolicy, path.Child("terminationMessagePolicy"),
 		v1.TerminationMessageReadFile, v1.TerminationMessageFallbackToLogsOnError)...)
 	errs = append(errs, validatePorts(c.Ports, path.Child("ports"))...)
-	errs = append(errs, validateEnv(c.Env, path.Child("env"))...)
+	errs = append(errs, validateEnv(c.Env, volumes, path.Child("env"))...)
 	errs = append(errs, validateEnvFrom(c.EnvFrom, path.Child("envFrom"))...)
 	errs = append(errs, validateMounts(c, volumes, path.Child("volumeMounts"))...)
 	errs = append(errs, validateResources(&c.Resources, path.Child("resources"))...)
@@ -177,7 +177,7 @@ var envFieldPaths = []string{
 	"status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs",
 }
 
-func validateEnv(env []v1.EnvVar, path *field.Path) field.ErrorList {
+func validateEnv(env []v1.EnvVar, volumes map[string]*v1.Volume, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	for i, e := range env {
 		at := path.Index(i)
@@ -187,13 +187,13 @@ func validateEnv(env []v1.EnvVar, path *field.Path) field.ErrorList {
 			errs = append(errs, invalidWith(validation.IsRelaxedEnvVarName(e.Name), at.Child("name"), e.Name)...)
 		}
 		if e.ValueFrom != nil {
-			errs = append(errs, validateEnvSource(e, at.Child("valueFrom"))...)
+			errs = append(errs, validateEnvSource(e, volumes, at.Child("valueFrom"))...)
 		}
 	}
 	return errs
 }
 
-func validateEnvSource(e v1.EnvVar, path *field.Path) field.ErrorList {
+func validateEnvSource(e v1.EnvVar, volumes map[string]*v1.Volume, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	from, sources := e.ValueFrom, 0
 	if ref := from.FieldRef; ref != nil {
@@ -212,13 +212,13 @@ func validateEnvSource(e v1.EnvVar, path *field.Path) field.ErrorList {
 		sources++
 		errs = append(errs, validateKeyRef(ref.Name, ref.Key, path.Child("secretKeyRef"))...)
 	}
-	if from.FileKeyRef != nil {
+	if ref := from.FileKeyRef; ref != nil {
 		sources++
-		errs = append(errs, field.Forbidden(path.Child("fileKeyRef"), unsupported))
+		errs = append(errs, validateFileKeyRef(ref, volumes, path.Child("fileKeyRef"))...)
 	}
 	switch {
 	case sources == 0:
-		errs = append(errs, field.Invalid(path, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"))
+		errs = append(errs, field.Invalid(path, "", "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"))
 	case e.Value != "":
 		errs = append(errs, field.Invalid(path, "", "may not be specified when `value` is not empty"))
 	case sources > 1:
@@ -233,6 +233,25 @@ func validateKeyRef(name, key string, path *field.Path) field.ErrorList {
 		return append(errs, field.Required(path.Child("key"), ""))
 	}
 	return append(errs, invalidWith(validation.IsConfigMapKey(key), path.Child("key"), key)...)
+}
+
+// validateFileKeyRef is validateFileKeySelector of the API server, which does not
+// look for the volume: a container of such a pod never starts.
+func validateFileKeyRef(ref *v1.FileKeySelector, volumes map[string]*v1.Volume, path *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	if ref.Key == "" {
+		errs = append(errs, field.Required(path.Child("key"), ""))
+	} else {
+		errs = append(errs, invalidWith(validation.IsRelaxedEnvVarName(ref.Key), path.Child("key"), ref.Key)...)
+	}
+	errs = append(errs, validLabel(ref.VolumeName, path.Child("volumeName"))...)
+	if _, found := volumes[ref.VolumeName]; !found && ref.VolumeName != "" {
+		errs = append(errs, field.NotFound(path.Child("volumeName"), ref.VolumeName))
+	}
+	if ref.Path == "" {
+		return append(errs, field.Required(path.Child("path"), ""))
+	}
+	return append(errs, noBacksteps(ref.Path, path.Child("path"))...)
 }
 
 func validateEnvFrom(sources []v1.EnvFromSource, path *field.Path) field.ErrorList {

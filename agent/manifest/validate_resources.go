@@ -36,6 +36,8 @@ func validateResourceList(list v1.ResourceList, path *field.Path) field.ErrorLis
 			errs = append(errs, field.Invalid(at, q.String(), "must be greater than or equal to 0"))
 		} else if !overcommits(name) && q.MilliValue()%1000 != 0 {
 			errs = append(errs, field.Invalid(at, q.String(), "must be an integer"))
+		} else if size, err := resource.ParseQuantity(pageSize(name)); err == nil && size.Sign() > 0 && q.Value()%size.Value() != 0 {
+			errs = append(errs, field.Invalid(at, q.String(), fmt.Sprintf("is not positive integer multiple of %s", name)))
 		}
 	}
 	return errs
@@ -51,12 +53,19 @@ func validateResourceName(name v1.ResourceName, path *field.Path) field.ErrorLis
 	case v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage:
 		return nil
 	}
-	if size, ok := strings.CutPrefix(string(name), v1.ResourceHugePagesPrefix); ok {
-		if _, err := resource.ParseQuantity(size); err == nil {
-			return nil
-		}
+	if size, err := resource.ParseQuantity(pageSize(name)); err == nil && size.Sign() > 0 && size.MilliValue()%1000 == 0 {
+		return nil
 	}
 	return field.ErrorList{field.Invalid(path, name, "must be a standard resource for containers (cpu, memory, ephemeral-storage, hugepages-SIZE)")}
+}
+
+// pageSize is that of huge pages; empty: the resource is another.
+func pageSize(name v1.ResourceName) string {
+	size, _ := strings.CutPrefix(string(name), v1.ResourceHugePagesPrefix)
+	if size == string(name) {
+		return ""
+	}
+	return size
 }
 
 // overcommits: of these a container may get less than its limit.
@@ -113,6 +122,13 @@ func validatePodResources(pod *v1.Pod, spec *field.Path) field.ErrorList {
 		if q, ok := r.Requests[name]; ok && sum.Cmp(q) > 0 {
 			errs = append(errs, field.Invalid(path.Child("requests").Key(string(name)), q.String(),
 				fmt.Sprintf("must be greater than or equal to aggregate container requests of %s", sum.String())))
+		}
+	}
+	// Of huge pages a container has its limit, whatever the others use.
+	for name, sum := range resourcehelper.AggregateContainerLimits(pod, resourcehelper.PodResourcesOptions{}) {
+		if q, ok := r.Limits[name]; ok && pageSize(name) != "" && sum.Cmp(q) > 0 {
+			errs = append(errs, field.Invalid(path.Child("limits").Key(string(name)), q.String(),
+				fmt.Sprintf("must be greater than or equal to aggregate container limits of %s", sum.String())))
 		}
 	}
 	for i, c := range pod.Spec.Containers {

@@ -9,6 +9,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"github.com/berth-io/berth/csi/volume"
 )
 
 const supportedVolumes = "supported are configMap, downwardAPI, emptyDir, hostPath, image, persistentVolumeClaim, projected, secret"
@@ -39,7 +41,7 @@ func validateVolumeSource(s *v1.VolumeSource, spec *v1.PodSpec, path *field.Path
 	at := path.Child(kinds[0])
 	switch {
 	case s.EmptyDir != nil:
-		errs = append(errs, validateEmptyDir(s.EmptyDir, at)...)
+		errs = append(errs, validateEmptyDir(s.EmptyDir, spec, at)...)
 	case s.HostPath != nil:
 		errs = append(errs, validateHostPath(s.HostPath, at)...)
 	case s.ConfigMap != nil:
@@ -77,7 +79,9 @@ func sourceKinds(s *v1.VolumeSource) []string {
 	return kinds
 }
 
-func validateEmptyDir(s *v1.EmptyDirVolumeSource, path *field.Path) field.ErrorList {
+// validateEmptyDir also checks what is the kubelet's to say when it makes the
+// volume.
+func validateEmptyDir(s *v1.EmptyDirVolumeSource, spec *v1.PodSpec, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if s.SizeLimit != nil && s.SizeLimit.Sign() < 0 {
 		errs = append(errs, field.Invalid(path.Child("sizeLimit"), s.SizeLimit.String(), "must be greater than or equal to 0"))
@@ -85,9 +89,12 @@ func validateEmptyDir(s *v1.EmptyDirVolumeSource, path *field.Path) field.ErrorL
 	switch m := s.Medium; {
 	case m == v1.StorageMediumDefault, m == v1.StorageMediumMemory:
 	case m == v1.StorageMediumHugePages, strings.HasPrefix(string(m), string(v1.StorageMediumHugePagesPrefix)):
-		errs = append(errs, field.Forbidden(path.Child("medium"), "huge pages are "+unsupported))
+		if _, err := volume.HugePageSize(m, spec); err != nil {
+			errs = append(errs, field.Invalid(path.Child("medium"), m, err.Error()))
+		}
 	default:
-		errs = append(errs, field.NotSupported(path.Child("medium"), m, []v1.StorageMedium{v1.StorageMediumDefault, v1.StorageMediumMemory}))
+		errs = append(errs, field.NotSupported(path.Child("medium"), m,
+			[]v1.StorageMedium{v1.StorageMediumDefault, v1.StorageMediumMemory, v1.StorageMediumHugePages, v1.StorageMediumHugePagesPrefix + "SIZE"}))
 	}
 	return errs
 }

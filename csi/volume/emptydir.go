@@ -3,6 +3,8 @@ package volume
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -64,7 +66,7 @@ func (r request) groupOptions() []string {
 // hugePages mounts memory in huge pages at the volume's directory. How much of
 // it there is, is the pod's limit in its cgroup.
 func (r request) hugePages(medium v1.StorageMedium) error {
-	size, err := hugePageSize(medium, r.pod.Pod)
+	size, err := HugePageSize(medium, &r.pod.Spec)
 	if err != nil {
 		return err
 	}
@@ -86,10 +88,10 @@ func (r request) hugePages(medium v1.StorageMedium) error {
 	return chmod(r.dir, 0o3777)
 }
 
-// hugePageSize is the size of the pages of a medium, in bytes: the one it names,
-// or else the only one that the pod has; the pod must request pages of that size
-// (pkg/volume/emptydir, getPageSizeMountOption).
-func hugePageSize(medium v1.StorageMedium, pod *v1.Pod) (int64, error) {
+// HugePageSize is the size of the pages of an emptyDir's medium, in bytes: the one
+// it names, or else the only one that the pod has; the pod must request pages of
+// that size (pkg/volume/emptydir, getPageSizeMountOption).
+func HugePageSize(medium v1.StorageMedium, pod *v1.PodSpec) (int64, error) {
 	var wanted int64 // zero: what the pod has
 	if name, ok := strings.CutPrefix(string(medium), string(v1.StorageMediumHugePagesPrefix)); ok {
 		size, err := apiresource.ParseQuantity(name)
@@ -101,7 +103,7 @@ func hugePageSize(medium v1.StorageMedium, pod *v1.Pod) (int64, error) {
 		return 0, fmt.Errorf("unknown storage medium %q: use Memory, HugePages, HugePages-<size> or leave it out", medium)
 	}
 	var found int64
-	for name := range hugePageRequests(pod) {
+	for _, name := range slices.Sorted(maps.Keys(hugePageRequests(pod))) {
 		size, err := apiresource.ParseQuantity(strings.TrimPrefix(string(name), v1.ResourceHugePagesPrefix))
 		if err != nil {
 			return 0, fmt.Errorf("resource %s: %w", name, err)
@@ -122,7 +124,7 @@ func hugePageSize(medium v1.StorageMedium, pod *v1.Pod) (int64, error) {
 
 // hugePageRequests are the kinds of huge pages that a pod or one of its
 // containers requests.
-func hugePageRequests(pod *v1.Pod) map[v1.ResourceName]bool {
+func hugePageRequests(pod *v1.PodSpec) map[v1.ResourceName]bool {
 	kinds := map[v1.ResourceName]bool{}
 	add := func(requests v1.ResourceList) {
 		for name := range requests {
@@ -131,10 +133,10 @@ func hugePageRequests(pod *v1.Pod) map[v1.ResourceName]bool {
 			}
 		}
 	}
-	if pod.Spec.Resources != nil {
-		add(pod.Spec.Resources.Requests)
+	if pod.Resources != nil {
+		add(pod.Resources.Requests)
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+	for _, list := range [][]v1.Container{pod.InitContainers, pod.Containers} {
 		for i := range list {
 			add(list[i].Resources.Requests)
 		}

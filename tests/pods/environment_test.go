@@ -66,6 +66,27 @@ data: {CODED: aGVsbG8=}
 				equal(t, k, r.Env[k], want)
 			}
 		}},
+		{"variables come from a file that an init container has written", "envfile", `
+spec:
+  initContainers:
+  - name: writer
+    image: $BOX
+    command: [sh, -c, 'echo "COLOR=''dark red''" >/env/vars']
+    volumeMounts: [{name: env, mountPath: /env}]
+  containers:
+  - name: main
+    image: $BOX
+    command: [testbox, report]
+    env:
+    - {name: COLOR, valueFrom: {fileKeyRef: {volumeName: env, path: vars, key: COLOR}}}
+    - {name: SIZE, valueFrom: {fileKeyRef: {volumeName: env, path: vars, key: SIZE, optional: true}}}
+  volumes: [{name: env, emptyDir: {}}]
+`, func(t *testing.T, p *harness.Pod) {
+			r := p.Report("main")
+			equal(t, "COLOR", r.Env["COLOR"], "dark red")
+			_, found := r.Env["SIZE"]
+			equal(t, "a key that is not there is set", found, false)
+		}},
 		{"fields of the pod and resources of the container become variables", "fieldref", `
   labels: {tier: front}
   annotations: {note: "some text"}

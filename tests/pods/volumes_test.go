@@ -78,6 +78,27 @@ spec:
 			equal(t, "size", m.Has("size=8192k"), true)
 			contains(t, "filling it", p.TryExec("main", "dd", "if=/dev/zero", "of=/mem/f", "bs=1M", "count=9").Stderr, "No space left")
 		}},
+		{"an emptyDir of huge pages has pages of the size that the pod asks for", "hugedir", `
+spec:
+  containers:
+  - name: main
+    image: $BOX
+    command: [testbox, report]
+    resources: {limits: {memory: 64Mi, hugepages-2Mi: 4Mi}}
+    volumeMounts: [{name: named, mountPath: /named}, {name: only, mountPath: /only}]
+  volumes: [{name: named, emptyDir: {medium: HugePages-2Mi}}, {name: only, emptyDir: {medium: HugePages}}]
+`, func(t *testing.T, p *harness.Pod) {
+			if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
+				t.Skipf("this kernel has no such pages: %v", err)
+			}
+			r := p.Report("main")
+			for _, point := range []string{"/named", "/only"} {
+				m, ok := r.Mount(point)
+				equal(t, point+" is a mount", ok, true)
+				equal(t, "file system of "+point, m.Type, "hugetlbfs")
+				equal(t, point+" has pages of 2 MiB", m.Has("pagesize=2M"), true)
+			}
+		}},
 		{"an image volume is pulled and shows the image's files read-only", "imagevolume", `
 spec:
   containers:
