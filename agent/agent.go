@@ -347,7 +347,7 @@ func (a *Agent) newDispatcher(version *runtimeapi.VersionResponse) *dispatch.Dis
 	return dispatch.New(dispatch.Config{
 		Parts: a.workerParts(),
 		Worker: worker.Config{
-			Backoff: a.config.Backoff, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
+			Backoff: a.config.Backoff, KeepDead: a.config.Pressure.Containers.MaxPerPodContainer, ProbeExec: a.exec, HostIPs: a.config.Node.HostIPs,
 			RuntimeName: version.GetRuntimeName(), BootID: a.config.BootID, Log: a.config.Log, Report: a.reporter(),
 			Health: a.health, Probed: a.probed, NotStarted: a.counts.PodNotStarted, Ended: a.counts.ContainerEnded, Counts: a.counts, Resizes: a.counts,
 		},

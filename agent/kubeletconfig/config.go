@@ -13,6 +13,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	nodeutil "k8s.io/component-helpers/node/util"
@@ -62,6 +63,11 @@ type Flags struct {
 	// LockFile, ExitOnLockContention: the process ends when another wants the file.
 	LockFile             string
 	ExitOnLockContention bool
+	// MaxDeadPerContainer and MaxDead are how many dead containers stay of each
+	// container and on the node; below zero: all. MinDeadAge is how old one is,
+	// from when it was made, before it goes.
+	MaxDeadPerContainer, MaxDead int32
+	MinDeadAge                   time.Duration
 	// IgnoreEvictionThreshold leaves hard eviction thresholds out of what is
 	// taken from capacity to get allocatable.
 	IgnoreEvictionThreshold bool
@@ -143,7 +149,7 @@ func loadFrom(base *Config, args []string) (*Config, error) {
 }
 
 func newConfig() *Config {
-	c := &Config{Flags: Flags{CertDir: "/var/lib/kubelet/pki", RootDir: "/var/lib/kubelet"}}
+	c := &Config{Flags: Flags{CertDir: "/var/lib/kubelet/pki", RootDir: "/var/lib/kubelet", MaxDeadPerContainer: 1, MaxDead: -1}}
 	c.gates, _ = newGates(nil) // no gate is named, so none can be wrong
 	setDefaults(&c.KubeletConfiguration, c.gates)
 	return c

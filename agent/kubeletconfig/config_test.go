@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
@@ -289,6 +290,24 @@ func TestTheValuesOfFlagsAreThoseOfTheCommandLineWhateverFilesSay(t *testing.T) 
 	}
 	if c.MaxPods != 7 || c.Port != 9 {
 		t.Errorf("maxPods %d, port %d", c.MaxPods, c.Port)
+	}
+}
+
+func TestDeadContainersStayAsFlagsSay(t *testing.T) {
+	file := write(t, t.TempDir(), "config.yaml", header)
+	for _, c := range []struct {
+		args []string
+		want Flags
+	}{
+		{nil, Flags{MaxDeadPerContainer: 1, MaxDead: -1}},
+		{[]string{"--maximum-dead-containers-per-container=3", "--maximum-dead-containers=20", "--minimum-container-ttl-duration=90s"},
+			Flags{MaxDeadPerContainer: 3, MaxDead: 20, MinDeadAge: 90 * time.Second}},
+	} {
+		k := load(t, append([]string{"--config", file}, c.args...)...)
+		got := Flags{MaxDeadPerContainer: k.MaxDeadPerContainer, MaxDead: k.MaxDead, MinDeadAge: k.MinDeadAge}
+		if d := cmp.Diff(c.want, got); d != "" || len(k.Warnings) > 0 {
+			t.Errorf("%v (-want +got):\n%s%v", c.args, d, k.Warnings)
+		}
 	}
 }
 

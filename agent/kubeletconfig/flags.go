@@ -55,6 +55,9 @@ func ownFlags(fs *pflag.FlagSet, f *Flags) {
 	fs.BoolVar(&f.ExitOnLockContention, "exit-on-lock-contention", f.ExitOnLockContention, "end when another opens --lock-file")
 	fs.BoolVar(&f.IgnoreEvictionThreshold, "experimental-allocatable-ignore-eviction", f.IgnoreEvictionThreshold,
 		"leave hard eviction thresholds out of allocatable")
+	fs.Int32Var(&f.MaxDeadPerContainer, "maximum-dead-containers-per-container", f.MaxDeadPerContainer, "dead containers that stay of each container; below 0: all")
+	fs.Int32Var(&f.MaxDead, "maximum-dead-containers", f.MaxDead, "dead containers that stay on the node; below 0: all")
+	fs.DurationVar(&f.MinDeadAge, "minimum-container-ttl-duration", f.MinDeadAge, "age from which dead containers are removed")
 	labels := labelsValue{&f.NodeLabels}
 	fs.Var(labels, "node-labels", "labels of the Node when it is registered: KEY=VALUE with commas")
 	fs.BoolVarP(&f.Help, "help", "h", false, "print this")
@@ -84,8 +87,7 @@ var ignored = map[string][]string{
 	},
 	"bool":     {"enable-load-reader", "log-cadvisor-usage", "storage-driver-secure"},
 	"int":      {"application-metrics-count-limit"},
-	"int32":    {"maximum-dead-containers", "maximum-dead-containers-per-container"},
-	"duration": {"global-housekeeping-interval", "housekeeping-interval", "storage-driver-buffer-duration", "minimum-container-ttl-duration"},
+	"duration": {"global-housekeeping-interval", "housekeeping-interval", "storage-driver-buffer-duration"},
 }
 
 func withoutEffectFlags(fs *pflag.FlagSet) {
@@ -98,8 +100,6 @@ func withoutEffectFlags(fs *pflag.FlagSet) {
 				fs.Bool(name, false, "without effect")
 			case "int":
 				fs.Int(name, 0, "without effect")
-			case "int32":
-				fs.Int32(name, 0, "without effect")
 			case "duration":
 				fs.Duration(name, time.Duration(0), "without effect")
 			}

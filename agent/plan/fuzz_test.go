@@ -66,7 +66,7 @@ func check(t *testing.T, w *world) {
 			t.Fatalf("container %s was started before the init containers were done", c.Name)
 		}
 	}
-	if len(w.obs.Containers) > 5*(1+keepDead)+1 {
+	if len(w.obs.Containers) > 5*(1+leastDead)+1 {
 		t.Fatalf("%d containers are kept", len(w.obs.Containers))
 	}
 }

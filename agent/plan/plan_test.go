@@ -343,6 +343,20 @@ func TestALeftoverThatCannotBeRemovedHoldsNothingUp(t *testing.T) {
 	}
 }
 
+func TestAsManyDeadContainersStayAsAreToAndOneInAnyCase(t *testing.T) {
+	for keep, want := range map[int]int{-1: 2, 0: 2, 1: 2, 3: 4} {
+		w := newWorld(pod(v1.RestartPolicyAlways, "a", "b"))
+		w.keepDead = keep
+		w.settle()
+		for range 6 {
+			w.exit("a", 1, time.Hour).settle()
+		}
+		if got := len(w.obs.Containers) - 1; got != want { // b never ended
+			t.Errorf("keep %d: %d containers are there, want %d", keep, got, want)
+		}
+	}
+}
+
 func TestALostSandboxIsStoppedBeforeItsSuccessorIsMade(t *testing.T) {
 	w := newWorld(pod(v1.RestartPolicyAlways, "a")).settle()
 	w.exit("a", 1, time.Second)

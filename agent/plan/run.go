@@ -29,6 +29,9 @@ type Input struct {
 	// more, by container name.
 	Past    map[string]Past
 	Backoff Backoff
+	// KeepDead is how many dead containers of a name stay beside the newest; one
+	// does in any case.
+	KeepDead int
 	// Actuated is what the pod's cgroup and its containers have.
 	Actuated allocation.Actuated
 	// RestartLimit is how many restarts the pod's containers have together; nil:

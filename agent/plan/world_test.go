@@ -19,6 +19,7 @@ type world struct {
 	failures map[string]Failure
 	restarts map[string]bool
 	past     map[string]Past
+	keepDead int
 	limit    *int64
 	failed   *Waiting
 	now      time.Time
@@ -42,7 +43,7 @@ func (w *world) settle() *world {
 	for range 100 {
 		d := Run(Input{
 			Pod: w.pod, Observed: &w.obs, Probes: w.probes, Failures: w.failures, Restarts: w.restarts,
-			Past: w.past, Backoff: KubeletBackoff, RestartLimit: w.limit, Now: w.now,
+			Past: w.past, Backoff: KubeletBackoff, KeepDead: w.keepDead, RestartLimit: w.limit, Now: w.now,
 		})
 		w.complete, w.waiting, w.wake, w.failed = d.Complete, d.Waiting, d.Wake, d.Failed
 		if len(d.Actions) == 0 || d.Complete || d.Failed != nil {

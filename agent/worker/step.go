@@ -96,7 +96,7 @@ func (w *Worker) stepRun(ctx context.Context, obs *observed.Pod) (acted bool, wa
 	remount := w.refreshVolumes(ctx, obs)
 	d := plan.Run(plan.Input{
 		Pod: w.pod, Observed: obs, Probes: w.results(), Failures: w.state.failures,
-		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff, Actuated: w.state.resize.actuated,
+		Restarts: w.state.restarts, Past: w.state.past, Backoff: w.config.Backoff, KeepDead: w.config.KeepDead, Actuated: w.state.resize.actuated,
 		RestartLimit: restartLimit(w.pod), Updated: w.state.updated, Now: now,
 	})
 	w.tellBackOffs(d.Waiting)

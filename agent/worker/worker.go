@@ -94,6 +94,7 @@ type Parts struct {
 // Config of a Worker.
 type Config struct {
 	Backoff     plan.Backoff
+	KeepDead    int // dead containers of a name that stay beside the newest, at least one
 	ProbeExec   probe.Exec
 	HostIPs     []string
 	RuntimeName string

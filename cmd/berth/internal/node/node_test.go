@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/berth-io/berth/agent/gc"
 	"github.com/berth-io/berth/agent/kubeletconfig"
 	"github.com/berth-io/berth/agent/logrotate"
 	"github.com/berth-io/berth/agent/podspec"
@@ -74,12 +75,14 @@ func TestLogsAreRotatedByTheKubeletsDefaultsOrByWhatItIsTold(t *testing.T) {
 func TestANodeWithoutAClusterIsShortLaterUnlessItIsTold(t *testing.T) {
 	told := kubeletconfig.Default()
 	told.EvictionHard = map[string]string{"nodefs.available": "10%"}
+	told.MinDeadAge, told.MaxDeadPerContainer, told.MaxDead = time.Minute, 3, 20
 	for _, test := range []struct {
 		kubelet *kubeletconfig.Config
+		dead    gc.ContainerPolicy
 		want    string
 	}{
-		{nil, "[imagefs.available < 1Gi imagefs.inodesFree < 0.01 memory.available < 100Mi nodefs.available < 1Gi nodefs.inodesFree < 0.01]"},
-		{told, "[nodefs.available < 0.1]"},
+		{nil, gc.ContainerPolicy{MaxPerPodContainer: 1, MaxContainers: -1}, "[imagefs.available < 1Gi imagefs.inodesFree < 0.01 memory.available < 100Mi nodefs.available < 1Gi nodefs.inodesFree < 0.01]"},
+		{told, gc.ContainerPolicy{MinAge: time.Minute, MaxPerPodContainer: 3, MaxContainers: 20}, "[nodefs.available < 0.1]"},
 	} {
 		p, err := pressureSettings(test.kubelet)
 		if err != nil {
@@ -94,7 +97,7 @@ func TestANodeWithoutAClusterIsShortLaterUnlessItIsTold(t *testing.T) {
 			got = append(got, fmt.Sprintf("%s < %s", h.Signal, least))
 		}
 		slices.Sort(got)
-		if fmt.Sprint(got) != test.want || p.Images.HighPercent != 85 || p.Containers.MaxPerPodContainer != 1 || !p.Evict.LocalStorage {
+		if fmt.Sprint(got) != test.want || p.Images.HighPercent != 85 || p.Containers != test.dead || !p.Evict.LocalStorage {
 			t.Errorf("%v, %+v, %+v", got, p.Images, p.Containers)
 		}
 	}

@@ -53,7 +53,7 @@ func pressureSettings(k *kubeletconfig.Config) (agent.Pressure, error) {
 			HighPercent: int(*k.ImageGCHighThresholdPercent), LowPercent: int(*k.ImageGCLowThresholdPercent),
 			MinAge: k.ImageMinimumGCAge.Duration, MaxAge: k.ImageMaximumGCAge.Duration,
 		},
-		Containers:      gc.ContainerPolicy{MaxPerPodContainer: 1, MaxContainers: -1},
+		Containers:      gc.ContainerPolicy{MinAge: k.MinDeadAge, MaxPerPodContainer: int(k.MaxDeadPerContainer), MaxContainers: int(k.MaxDead)},
 		ShutdownPeriods: periods,
 	}, nil
 }
