@@ -22,6 +22,9 @@ import (
 const (
 	// relistWithout replaces Config.Relist with a runtime that has no events.
 	relistWithout = time.Second
+	// askAgain is when a runtime that had no events is asked for them again: it may
+	// have been updated, or configured and restarted, and asking costs little.
+	askAgain = 10 * time.Second
 	// relistAgain is when to list again after a pod was asked about in vain.
 	relistAgain = 10 * time.Second
 	// Pauses before following anew. A stream that held for longer than the
@@ -37,6 +40,9 @@ const (
 	parallel = 8
 )
 
+// errNoEvents: the runtime is to be asked for events again.
+var errNoEvents = errors.New("the runtime has no event stream")
+
 // Run follows the runtime until ctx ends. It only returns ctx's error: a
 // runtime that is away is asked again until it is back.
 func (s *Store) Run(ctx context.Context) error {
@@ -48,6 +54,10 @@ func (s *Store) Run(ctx context.Context) error {
 		err := s.follow(ctx, first)
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, errNoEvents) {
+			pause = firstPause
+			continue
 		}
 		if time.Since(began) > longestPause {
 			pause = firstPause
@@ -72,12 +82,17 @@ func (s *Store) follow(ctx context.Context, listed func()) error {
 	}
 	subscribed, ended := make(chan struct{}), make(chan error, 1)
 	s.asks.Go(func() {
-		_, err := stream.Header() // an error is Recv's as well
+		header, _ := stream.Header() // an error is Recv's as well
 		close(subscribed)
-		if s.config.Counts != nil && ctx.Err() == nil {
-			s.config.Counts.Following(err)
+		if header != nil {
+			s.sayEvents(true)
+			s.countFollowing(ctx, nil)
+			ended <- s.receive(ctx, stream)
+			return
 		}
-		ended <- s.receive(ctx, stream)
+		err := s.receive(ctx, stream) // it ended before it began
+		s.countFollowing(ctx, err)
+		ended <- err
 	})
 	var late <-chan struct{} // subscribed, if that came after the list
 	select {
@@ -91,6 +106,7 @@ func (s *Store) follow(ctx context.Context, listed func()) error {
 	listed()
 
 	interval := s.config.Relist
+	var again <-chan time.Time // when to ask for events again
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -102,20 +118,35 @@ func (s *Store) follow(ctx context.Context, listed func()) error {
 			tick.Reset(s.relistOr(ctx, interval))
 		case <-tick.C:
 			tick.Reset(s.relistOr(ctx, interval))
+		case <-again:
+			return errNoEvents
 		case <-s.failed:
 			tick.Reset(min(interval, relistAgain))
 		case err := <-ended:
 			if status.Code(err) == codes.Unimplemented {
 				// This runtime has no event stream: relisting takes its place.
-				s.config.Log.Info("the runtime has no event stream; relisting every second")
+				s.sayEvents(false)
 				interval = min(interval, relistWithout)
 				tick.Reset(interval)
-				ended = nil
+				ended, again = nil, time.After(askAgain)
 				continue
 			}
 			return err
 		}
 	}
+}
+
+// sayEvents logs when the runtime's events come or go, not each time that they
+// are asked for.
+func (s *Store) sayEvents(there bool) {
+	if s.eventless.Swap(!there) == !there {
+		return
+	}
+	if there {
+		s.config.Log.Info("the runtime has an event stream now; it is followed")
+		return
+	}
+	s.config.Log.Info("the runtime has no event stream; relisting every second")
 }
 
 // relistOr lists and returns when to do so again: sooner after a failure, of
@@ -261,6 +292,13 @@ func (s *Store) relist(ctx context.Context) error {
 	s.forgetGone(at)
 	s.countRelist(at)
 	return errors.Join(errs...)
+}
+
+// countFollowing counts that the runtime's events were asked for.
+func (s *Store) countFollowing(ctx context.Context, err error) {
+	if s.config.Counts != nil && ctx.Err() == nil {
+		s.config.Counts.Following(err)
+	}
 }
 
 // countRelist counts one that began at that time.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -54,6 +55,8 @@ type Store struct {
 	synced chan struct{}
 	failed chan struct{}  // capacity one: a pod was asked about in vain
 	asks   sync.WaitGroup // what Run started
+	// eventless: the runtime had no events when it was asked last.
+	eventless atomic.Bool
 
 	mu sync.Mutex
 	// pods has for a while also those that are gone, as observations of nothing:

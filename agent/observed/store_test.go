@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,6 +30,21 @@ type node struct {
 
 	mu      sync.Mutex
 	changed []string
+	counts
+}
+
+// counts are the questions that were asked.
+type counts struct{ lists, followed, refused atomic.Int64 }
+
+func (c *counts) Relisted(_, _ time.Duration) { c.lists.Add(1) }
+func (c *counts) PodRelisted(time.Duration)   {}
+func (c *counts) RuntimeTold(time.Duration)   {}
+func (c *counts) Following(err error) {
+	if err != nil {
+		c.refused.Add(1)
+		return
+	}
+	c.followed.Add(1)
 }
 
 func follow(t *testing.T, r *fakecri.Runtime) *node {
@@ -36,7 +52,7 @@ func follow(t *testing.T, r *fakecri.Runtime) *node {
 	r.HasImages("busybox")
 	n := &node{t: t, runtime: r}
 	n.store = observed.New(observed.Config{
-		Runtime: r, Relist: relist, Log: slog.New(slog.DiscardHandler),
+		Runtime: r, Relist: relist, Log: slog.New(slog.DiscardHandler), Counts: &n.counts,
 		Changed: func(uid string) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -281,6 +297,37 @@ func TestARuntimeWithoutEventsIsRelistedEverySecond(t *testing.T) {
 		n.want("p", "nothing")
 		time.Sleep(1100 * time.Millisecond)
 		n.want("p", "running")
+		n.runtime.Exit("a", 0)
+		time.Sleep(1100 * time.Millisecond)
+		n.want("p", "exited")
+	})
+}
+
+func TestARuntimeThatGetsEventsIsFollowedAndOneThatLosesThemIsRelisted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lists := func(n *node, d time.Duration) int64 {
+			before := n.lists.Load()
+			time.Sleep(d)
+			return n.lists.Load() - before
+		}
+		n := follow(t, fakecri.New().WithoutEvents())
+		n.pod("p")
+		for range 2 {
+			if got := lists(n, time.Minute); got < 50 || got > 70 {
+				t.Errorf("without events: listed %d times in a minute", got)
+			}
+			n.runtime.SetEvents(true)
+			time.Sleep(11 * time.Second)
+			if got := lists(n, 4*time.Minute); got > 1 || n.runtime.Streams() != 1 {
+				t.Errorf("with events: listed %d times in four minutes, %d streams", got, n.runtime.Streams())
+			}
+			n.want("p", "running")
+			n.runtime.SetEvents(false)
+			time.Sleep(time.Second)
+		}
+		if n.followed.Load() != 2 || n.refused.Load() < 10 {
+			t.Errorf("followed %d times, refused %d times", n.followed.Load(), n.refused.Load())
+		}
 		n.runtime.Exit("a", 0)
 		time.Sleep(1100 * time.Millisecond)
 		n.want("p", "exited")

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -135,6 +136,24 @@ func runsAPod(t *testing.T, events bool) {
 			was.ContainerID, was.RestartCount, is.ContainerID, is.RestartCount)
 	}
 
+	if proxy != nil {
+		if proxy.refused.Load() == 0 || proxy.lists.Load() < 5 {
+			t.Errorf("events were asked for %d times, and sandboxes %d times", proxy.refused.Load(), proxy.lists.Load())
+		}
+		proxy.learned.Store(true)
+		harness.Eventually(t, harness.PodTimeout, "the runtime's events are followed", func() string {
+			if proxy.followed.Load() == 0 {
+				return "they are not asked for"
+			}
+			return ""
+		})
+		time.Sleep(time.Second) // the list that comes with it
+		before := proxy.lists.Load()
+		time.Sleep(5 * time.Second)
+		if got := proxy.lists.Load() - before; got > 2 {
+			t.Errorf("sandboxes were asked for %d times in five seconds although events tell of them", got)
+		}
+	}
 	smoke.Delete()
 	client := harness.DialCRI(t, c.Socket)
 	harness.Eventually(t, harness.PodTimeout, "the runtime has nothing of the pod", func() string {
@@ -162,8 +181,5 @@ func runsAPod(t *testing.T, events bool) {
 		}
 		return ""
 	})
-	if proxy != nil && (proxy.refused.Load() == 0 || proxy.lists.Load() < 5) {
-		t.Errorf("events were asked for %d times, and sandboxes %d times", proxy.refused.Load(), proxy.lists.Load())
-	}
 	n.Stop()
 }

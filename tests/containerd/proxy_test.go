@@ -17,11 +17,13 @@ import (
 )
 
 // eventless passes all requests to a runtime on but those for its events, which
-// it does not know, as a runtime without such a stream.
+// it does not know, as a runtime without such a stream, until it has learned them.
 type eventless struct {
-	runtime *grpc.ClientConn
-	refused atomic.Int64
-	lists   atomic.Int64
+	runtime  *grpc.ClientConn
+	refused  atomic.Int64
+	learned  atomic.Bool
+	followed atomic.Int64
+	lists    atomic.Int64 // of all sandboxes
 }
 
 // serveEventless serves at a socket what the runtime at another does.
@@ -45,12 +47,12 @@ func serveEventless(t harness.TB, socket, runtime string) *eventless {
 
 func (e *eventless) pass(_ any, client grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(client)
-	switch {
-	case strings.HasSuffix(method, "/GetContainerEvents"):
-		e.refused.Add(1)
-		return status.Error(codes.Unimplemented, "unknown method GetContainerEvents")
-	case strings.HasSuffix(method, "/ListPodSandbox"):
-		e.lists.Add(1)
+	if strings.HasSuffix(method, "/GetContainerEvents") {
+		if !e.learned.Load() {
+			e.refused.Add(1)
+			return status.Error(codes.Unimplemented, "unknown method GetContainerEvents")
+		}
+		e.followed.Add(1)
 	}
 	ctx, cancel := context.WithCancel(client.Context())
 	defer cancel()
@@ -61,6 +63,9 @@ func (e *eventless) pass(_ any, client grpc.ServerStream) error {
 	var message []byte
 	if err := client.RecvMsg(&message); err != nil {
 		return err
+	}
+	if strings.HasSuffix(method, "/ListPodSandbox") && len(message) == 0 {
+		e.lists.Add(1)
 	}
 	if err := runtime.SendMsg(&message); err != nil && !errors.Is(err, io.EOF) {
 		return err

@@ -14,7 +14,8 @@ import (
 
 // reader is one event stream. It never loses an event.
 type reader struct {
-	ctx context.Context
+	ctx    context.Context
+	header metadata.MD // nil: the stream ended before it began
 
 	mu     sync.Mutex
 	events []*runtimeapi.ContainerEventResponse
@@ -42,6 +43,15 @@ func (r *Runtime) WithoutEvents() *Runtime {
 	defer r.mu.Unlock()
 	r.eventless = true
 	return r
+}
+
+// SetEvents makes the runtime one that has events, or none, as if it had been
+// replaced: streams break.
+func (r *Runtime) SetEvents(there bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.eventless = !there
+	r.cut(status.Error(codes.Unavailable, "the runtime is restarted"))
 }
 
 // Cut breaks all event streams with err.
@@ -102,6 +112,7 @@ func (r *Runtime) subscribe(ctx context.Context, req *runtimeapi.GetEventsReques
 			e.send(nil, status.Error(codes.Unimplemented, "method GetContainerEvents not implemented"))
 			return e, nil
 		}
+		e.header = metadata.MD{}
 		r.readers[e] = true
 		context.AfterFunc(ctx, func() {
 			r.mu.Lock()
@@ -187,7 +198,7 @@ func (e *reader) Recv() (*runtimeapi.ContainerEventResponse, error) {
 
 // The rest of a stream's interface is of no use here.
 
-func (e *reader) Header() (metadata.MD, error) { return nil, nil }
+func (e *reader) Header() (metadata.MD, error) { return e.header, nil }
 func (e *reader) Trailer() metadata.MD         { return nil }
 func (e *reader) CloseSend() error             { return nil }
 func (e *reader) Context() context.Context     { return e.ctx }
