@@ -358,6 +358,7 @@ func (a *Agent) newDispatcher(version *runtimeapi.VersionResponse) *dispatch.Dis
 		Begun:        a.begun,
 		Ended:        a.ended,
 		Preempted:    a.counts.Preempted,
+		Counts:       a.counts,
 		Log:          a.config.Log,
 	})
 }

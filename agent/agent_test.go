@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net"
 	"path/filepath"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/metrics"
 )
 
@@ -83,6 +85,19 @@ func TestALoopThatDoesNotComeBackIsUnhealthy(t *testing.T) {
 	a.feeding.Store(time.Now().Add(-longestFeed - time.Second).UnixNano())
 	if err := a.syncing(); err == nil || err.Error() != "sync Loop took longer than expected" {
 		t.Errorf("after too long: %v", err)
+	}
+}
+
+func TestWorkersAreCountedInTheKubeletsWords(t *testing.T) {
+	got := working(map[dispatch.Standing]int{
+		{}: 1, {Static: true}: 2, {Ending: true}: 3, {Ending: true, Ended: true}: 4, {Static: true, Unwanted: true, Ending: true}: 5, {Unwanted: true, Stray: true, Ending: true}: 6,
+	})
+	want := map[metrics.Working]int{
+		{Lifecycle: "sync", Config: "desired"}: 1, {Lifecycle: "sync", Config: "desired", Static: "true"}: 2, {Lifecycle: "terminating", Config: "desired"}: 3,
+		{Lifecycle: "terminated", Config: "desired"}: 4, {Lifecycle: "terminating", Config: "orphan", Static: "true"}: 5, {Lifecycle: "terminating", Config: "runtime_only", Static: "unknown"}: 6,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

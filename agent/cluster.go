@@ -24,6 +24,7 @@ import (
 	"github.com/berth-io/berth/agent/admit"
 	"github.com/berth-io/berth/agent/apiwatch"
 	"github.com/berth-io/berth/agent/credentials"
+	"github.com/berth-io/berth/agent/dispatch"
 	"github.com/berth-io/berth/agent/event"
 	"github.com/berth-io/berth/agent/images"
 	"github.com/berth-io/berth/agent/kubeletapi"
@@ -202,15 +203,17 @@ func (k *cluster) puller(a *Agent, sources volume.Objects) (*images.Puller, erro
 	c.Credentials.ServiceAccount = func(ctx context.Context, namespace, name string) (*v1.ServiceAccount, error) {
 		return k.config.Client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
 	}
+	c.Credentials.PluginRan, c.Credentials.Configured = a.counts.PluginRan, a.counts.PluginsConfigured
 	keys, err := credentials.New(c.Credentials)
 	if err != nil {
 		return nil, err
 	}
-	c.Records.Log = k.log
+	c.Records.Checked, c.Records.Log = a.counts.ImageVerified, k.log
 	if k.records, err = credentials.OpenRecords(c.Records); err != nil {
 		return nil, err
 	}
 	c.Pulls.Credentials, c.Pulls.Records, c.Pulls.Pulled = keys, k.records, a.counts.ImagePulled
+	c.Pulls.Ensured = a.counts.ImageEnsured
 	return images.New(k.images, a.events, c.Pulls), nil
 }
 
@@ -277,7 +280,8 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, e
 	if err != nil {
 		return nil, err
 	}
-	c.Metrics.Events, c.Metrics.CPUs = a.counts, a.exclusive.CPUs
+	c.Metrics.Events, c.Metrics.CPUs, c.Metrics.Records = a.counts, a.exclusive.CPUs, k.records.Count
+	c.Metrics.Working = func() map[metrics.Working]int { return working(a.pods.Standings()) }
 	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
 	counted := metrics.New(k.runtime, measure, pods, c.Metrics)
 	counted.ObserveClients()
@@ -285,6 +289,31 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, e
 	return kubeletapi.New(kubeletapi.Parts{
 		Pods: pods, Runtime: k.runtime, Stats: measure, Metrics: counted, Authn: authn, Authz: access.NewAuthorizer(c.Authz),
 	}, c.Server), nil
+}
+
+// working has workers in the kubelet's words.
+func working(standings map[dispatch.Standing]int) map[metrics.Working]int {
+	out := map[metrics.Working]int{}
+	for s, n := range standings {
+		w := metrics.Working{Lifecycle: "sync", Config: "desired"}
+		switch {
+		case s.Ended:
+			w.Lifecycle = "terminated"
+		case s.Ending:
+			w.Lifecycle = "terminating"
+		}
+		switch {
+		case s.Stray:
+			w.Config, w.Static = "runtime_only", "unknown"
+		case s.Unwanted:
+			w.Config = "orphan"
+		}
+		if s.Static {
+			w.Static = "true"
+		}
+		out[w] += n
+	}
+	return out
 }
 
 // current is the node as last seen, with the allocatable resources of now. One

@@ -1,6 +1,8 @@
 package credentials
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -23,26 +25,33 @@ var pluginVersions = []string{
 }
 
 // readProviders reads a CredentialProviderConfig or all of those in a directory,
-// in the order of their names (pkg/credentialprovider/plugin/config.go).
-func readProviders(path string) ([]kubeletconfig.CredentialProvider, error) {
+// in the order of their names, and the kubelet's hash of what they say
+// (pkg/credentialprovider/plugin/config.go).
+func readProviders(path string) (all []kubeletconfig.CredentialProvider, hash string, err error) {
 	files, err := configFiles(path)
 	if err != nil {
-		return nil, fmt.Errorf("credential provider configuration: %w", err)
+		return nil, "", fmt.Errorf("credential provider configuration: %w", err)
 	}
-	var all []kubeletconfig.CredentialProvider
+	sum := sha256.New()
 	for _, file := range files {
-		config, err := readProviderFile(file)
+		content, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("credential provider configuration %s: %w", file, err)
+			return nil, "", fmt.Errorf("credential provider configuration: %w", err)
+		}
+		sum.Write(binary.BigEndian.AppendUint64(nil, uint64(len(content))))
+		sum.Write(content)
+		config, err := readProviderFile(content)
+		if err != nil {
+			return nil, "", fmt.Errorf("credential provider configuration %s: %w", file, err)
 		}
 		for _, p := range config.Providers {
 			if slices.ContainsFunc(all, func(o kubeletconfig.CredentialProvider) bool { return o.Name == p.Name }) {
-				return nil, fmt.Errorf("credential provider configuration %s: duplicate provider name %q found in configuration file(s)", file, p.Name)
+				return nil, "", fmt.Errorf("credential provider configuration %s: duplicate provider name %q found in configuration file(s)", file, p.Name)
 			}
 			all = append(all, p)
 		}
 	}
-	return all, nil
+	return all, fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
 }
 
 func configFiles(path string) ([]string, error) {
@@ -69,11 +78,7 @@ func configFiles(path string) ([]string, error) {
 	return files, nil
 }
 
-func readProviderFile(file string) (*kubeletconfig.CredentialProviderConfig, error) {
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
+func readProviderFile(content []byte) (*kubeletconfig.CredentialProviderConfig, error) {
 	config := &kubeletconfig.CredentialProviderConfig{}
 	if err := yaml.UnmarshalStrict(content, config); err != nil {
 		return nil, err

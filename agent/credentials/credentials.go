@@ -65,7 +65,11 @@ type Config struct {
 	ServiceAccount func(ctx context.Context, namespace, name string) (*v1.ServiceAccount, error)
 	// Event tells of a pod's pull secrets that could not be had.
 	Event func(pod *v1.Pod, eventType, reason, message string)
-	Log   *slog.Logger
+	// PluginRan is told of each run of a plugin, Configured of the hash of the
+	// plugins' configuration; nil: nobody counts.
+	PluginRan  func(name string, took time.Duration, err error)
+	Configured func(hash string)
+	Log        *slog.Logger
 }
 
 // Keyring finds credentials. It may be used by all workers at once.
@@ -85,9 +89,12 @@ func New(c Config) (*Keyring, error) {
 	if c.ProviderConfig == "" {
 		return k, nil
 	}
-	list, err := readProviders(c.ProviderConfig)
+	list, hash, err := readProviders(c.ProviderConfig)
 	if err != nil {
 		return nil, err
+	}
+	if c.Configured != nil {
+		c.Configured(hash)
 	}
 	for i := range list {
 		p, err := newProvider(list[i], c)

@@ -232,9 +232,13 @@ func (p *provider) run(ctx context.Context, request pluginapi.CredentialProvider
 	for _, v := range p.spec.Env {
 		cmd.Env = append(cmd.Env, v.Name+"="+v.Value)
 	}
+	began := time.Now()
 	err = cmd.Run()
 	if ctx.Err() != nil {
 		err = ctx.Err()
+	}
+	if p.config.PluginRan != nil {
+		p.config.PluginRan(p.spec.Name, time.Since(began), err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("error execing credential provider plugin %s for image %s: %w: %s", p.spec.Name, request.Image, err, stderr.Bytes())

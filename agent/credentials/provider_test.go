@@ -2,10 +2,13 @@ package credentials
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
@@ -15,8 +18,10 @@ import (
 // plugin is a script that notes its input and prints what a test wants.
 type plugin struct {
 	*Keyring
-	t   *testing.T
-	dir string
+	t    *testing.T
+	dir  string
+	ran  []string // and how it ended
+	hash string
 }
 
 const tokenAttributes = `
@@ -44,12 +49,32 @@ providers:
 		ServiceAccount: func(_ context.Context, namespace, name string) (*v1.ServiceAccount, error) {
 			return &v1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: "sa-uid", Annotations: map[string]string{"opt": "in", "req": "yes"}}}, nil
 		},
-		Log: quiet,
+		PluginRan:  func(name string, _ time.Duration, err error) { p.ran = append(p.ran, fmt.Sprint(name, " ", err)) },
+		Configured: func(hash string) { p.hash = hash },
+		Log:        quiet,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+func TestRunsOfAPluginAreCountedAndItsConfigurationIsHashed(t *testing.T) {
+	p := newPlugin(t, answerOf("Image", ""), "")
+	users(t, p.Keyring, podOf(), "eu.registry.io/x")
+	write(t, p.dir+"/fail", "", 0o644)
+	users(t, p.Keyring, podOf(), "eu.registry.io/y")
+	if want := []string{"plugin <nil>", "plugin exit status 3"}; !slices.Equal(p.ran, want) {
+		t.Errorf("counted %q, want %q", p.ran, want)
+	}
+	content, err := os.ReadFile(p.dir + "/config.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sized := append([]byte{0, 0, 0, 0, 0, 0, byte(len(content) >> 8), byte(len(content))}, content...)
+	if want := fmt.Sprintf("sha256:%x", sha256.Sum256(sized)); p.hash != want {
+		t.Errorf("the hash is %s, want %s", p.hash, want)
+	}
 }
 
 // tokens makes a token for each pod.

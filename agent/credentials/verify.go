@@ -30,8 +30,19 @@ type RecordsConfig struct {
 	// with the policy NeverVerifyAllowlistedImages.
 	Policy  kubeletconfig.ImagePullCredentialsVerificationPolicy
 	Allowed []string
+	// Checked is told of each answer of MustPull, in the kubelet's word for it;
+	// nil: nobody counts.
+	Checked func(result string)
 	Log     *slog.Logger
 }
+
+// Answers of MustPull, as the kubelet's metric names them.
+const (
+	byPolicy = "credentialPolicyAllowed"
+	byRecord = "credentialRecordFound"
+	mustAuth = "mustAuthenticate"
+	checkErr = "error"
+)
 
 // Records remembers with which credentials images were pulled and decides by
 // that whether a pod may use an image that is there, or has to pull it to prove
@@ -251,32 +262,55 @@ func sameSecret(a, b kubeletconfig.ImagePullSecret) bool {
 // runtime calls ref, to prove that it may use it. own looks up the pod's
 // credentials, which is done only when it matters; its error is returned.
 func (r *Records) MustPull(image, ref string, own func() ([]Credential, error)) (bool, error) {
+	result, err := r.mustPull(image, ref, own)
+	if r.config.Checked != nil {
+		r.config.Checked(result)
+	}
+	return result != byPolicy && result != byRecord, err
+}
+
+func (r *Records) mustPull(image, ref string, own func() ([]Credential, error)) (result string, err error) {
 	record, ours := r.look(image, ref)
 	if !r.verifies(image, ours) {
-		return false, nil
+		return byPolicy, nil
+	}
+	if record == nil {
+		return mustAuth, nil
 	}
 	name, err := withoutVersion(image)
-	if err != nil || record == nil {
-		return true, nil
+	if err != nil {
+		return checkErr, nil // the pull says what is wrong with the name
 	}
 	may, known := record.CredentialMapping[name]
 	switch {
 	case may.NodePodsAccessible:
-		return false, nil
+		return byRecord, nil
 	case !known, len(may.KubernetesSecrets)+len(may.KubernetesServiceAccounts) == 0:
-		return true, nil
+		return mustAuth, nil
 	}
 	credentials, err := own()
 	if err != nil {
-		return true, err
+		return checkErr, err
 	}
 	for _, c := range credentials {
 		if c.Secret != nil && r.knows(image, ref, may.KubernetesSecrets, *c.Secret) ||
 			c.ServiceAccount != nil && slices.Contains(may.KubernetesServiceAccounts, *c.ServiceAccount) {
-			return false, nil
+			return byRecord, nil
 		}
 	}
-	return true, nil
+	return mustAuth, nil
+}
+
+// Count counts the records of pulls that are under way and of those that have
+// ended.
+func (r *Records) Count() (pulling, pulled int, err error) {
+	var files [2][]string
+	for i, dir := range []string{r.pulling, r.pulled} {
+		if files[i], err = recordFiles(dir); err != nil {
+			return 0, 0, fmt.Errorf("count the records of pulls: %w", err)
+		}
+	}
+	return len(files[0]), len(files[1]), nil
 }
 
 // look reads the record of an image; ours says that it was pulled from here, by

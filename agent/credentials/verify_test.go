@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,6 +110,41 @@ func TestAPodMayUseWhatItsCredentialsHavePulled(t *testing.T) {
 				r = open(t, dir, "")
 			}
 		})
+	}
+}
+
+func TestWhyAnImageIsPulledAgainIsCountedInTheKubeletsWords(t *testing.T) {
+	a := secretCredential("a", "h")
+	var counted []string
+	open := func(policy kubeletconfig.ImagePullCredentialsVerificationPolicy, dir string) *Records {
+		t.Helper()
+		r, err := OpenRecords(RecordsConfig{KubeletDir: dir, Policy: policy, Log: quiet, Checked: func(result string) { counted = append(counted, result) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	dir := t.TempDir()
+	r := open("", dir)
+	r.must(t, "r.io/pre", "pre")
+	pulled(t, r, "r.io/x", "x", &a)
+	pulled(t, r, "r.io/open", "open", nil)
+	if err := r.Begin("r.io/coming"); err != nil {
+		t.Fatal(err)
+	}
+	r.must(t, "r.io/x", "x", a)
+	r.must(t, "r.io/open", "open")
+	r.must(t, "r.io/x", "x")
+	if _, err := r.MustPull("r.io/x", "x", func() ([]Credential, error) { return nil, errors.New("broken") }); err == nil {
+		t.Error("the error is lost")
+	}
+	open(kubeletconfig.AlwaysVerify, t.TempDir()).must(t, "r.io/pre", "pre")
+	want := []string{"credentialPolicyAllowed", "credentialRecordFound", "credentialRecordFound", "mustAuthenticate", "error", "mustAuthenticate"}
+	if !slices.Equal(counted, want) {
+		t.Errorf("counted %q, want %q", counted, want)
+	}
+	if pulling, pulled, err := r.Count(); pulling != 1 || pulled != 2 || err != nil {
+		t.Errorf("%d pulls under way, %d records, %v", pulling, pulled, err)
 	}
 }
 

@@ -68,6 +68,7 @@ type Config struct {
 	// Preempted is told of each pod that is ended to make room for another, and
 	// of what that wants; nil: nobody counts.
 	Preempted func(resource string)
+	Counts    Counts // nil: nobody counts
 	Log       *slog.Logger
 }
 
@@ -90,6 +91,7 @@ type Dispatcher struct {
 	waiting   map[string]waiting        // by full name: static pods whose name an ending pod still has
 	adopted   bool                      // what was left behind has workers
 	strangers map[string]bool           // UIDs that the runtime showed and no worker has
+	strays    map[string]bool           // UIDs with a worker that no source has told of
 }
 
 // waiting is a pod that starts once its predecessor of the same name is gone.
@@ -105,7 +107,7 @@ func New(c Config) *Dispatcher {
 	d := &Dispatcher{
 		config: c, desired: make(chan Desired, 1), ended: make(chan string), inHand: make(chan struct{}), strange: make(chan struct{}, 1), settled: make(chan struct{}, 1),
 		answered: make(chan *asking), asking: map[string]*asking{},
-		held: map[string]waiting{}, workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{},
+		held: map[string]waiting{}, workers: map[string]*worker.Worker{}, told: map[string]*v1.Pod{}, waiting: map[string]waiting{}, strangers: map[string]bool{}, strays: map[string]bool{},
 	}
 	report := c.Worker.Report
 	d.config.Worker.Report = func(r worker.Report) {
@@ -360,6 +362,7 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 	w := d.workers[uid]
 	delete(d.workers, uid)
 	delete(d.told, uid)
+	delete(d.strays, uid)
 	d.config.Parts.Actor.Images.Forget(w.Pod())
 	d.roomMade()
 	d.over(w.Pod())
@@ -369,6 +372,9 @@ func (d *Dispatcher) remove(uid string) *worker.Worker {
 		return nil
 	}
 	delete(d.waiting, name)
+	if string(next.pod.UID) == uid {
+		d.restarted(true)
+	}
 	return d.admit(next)
 }
 
@@ -445,6 +451,7 @@ func (d *Dispatcher) adopt(orphans map[string]*v1.Pod, start func(*worker.Worker
 			continue
 		}
 		d.config.Log.Info("a pod that no source knows is ended", "pod", pod.Namespace+"/"+pod.Name, "uid", uid)
+		d.found(uid)
 		w := worker.New(d.config.Parts, d.config.Worker, pod, time.Now())
 		w.Forget()
 		start(w)

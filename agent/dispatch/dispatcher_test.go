@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -46,8 +47,10 @@ type world struct {
 	admit dispatch.Admit // nil: every pod may start
 	again func(pod *v1.Pod) bool
 
-	mu   sync.Mutex
-	gone []string // UIDs of pods of which nothing is left
+	mu        sync.Mutex
+	gone      []string // UIDs of pods of which nothing is left
+	restarted []bool   // whether the pods that started anew were static
+	orphans   int      // pods that only the runtime knew of
 
 	d     *dispatch.Dispatcher
 	ctx   context.Context
@@ -90,7 +93,7 @@ func (w *world) startAgent() {
 			Allocations: allocation.NewLedger(allocation.Config{Fits: func(*v1.Pod, []*v1.Pod) (string, bool) { return "", true }}),
 		},
 		Worker:       worker.Config{Backoff: plan.KubeletBackoff, RuntimeName: "fake", BootID: "boot", Log: log},
-		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit, Again: w.again,
+		Observations: store, Leftovers: []dispatch.Leftovers{w.volumes, w.cgroups}, Log: log, Admit: w.admit, Again: w.again, Counts: w,
 		Ended: func(pod *v1.Pod) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -111,6 +114,18 @@ func (w *world) startAgent() {
 		<-stored
 	}()
 	synctest.Wait()
+}
+
+func (w *world) PodRestarted(static bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restarted = append(w.restarted, static)
+}
+
+func (w *world) OrphanFound() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.orphans++
 }
 
 func (w *world) stopAgent() {
@@ -274,6 +289,38 @@ func TestAPodRemovedAndAddedAgainEndsAndStartsAnew(t *testing.T) {
 		w.check("1 0")
 		if second := w.d.Worker("default", "web"); second == first || second == nil {
 			t.Error("it is still the one that ended")
+		}
+	})
+}
+
+func TestUnusualPodsAreCountedAndHowWorkersStand(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.runtime.Program("a", fakecri.Program{Stubborn: true})
+		w.leave("stray", "3")
+		w.volumes.Leave("4") // not in the runtime
+		w.startAgent()
+		w.want(pod("web", "1"), pod("db", "2"), apiPod("api", "5"))
+		w.want(pod("web", "1"))
+		want := map[dispatch.Standing]int{
+			{Static: true}: 1, {Static: true, Unwanted: true, Ending: true}: 1, {Unwanted: true, Ending: true}: 1, {Unwanted: true, Stray: true, Ending: true}: 1,
+		}
+		synctest.Wait()
+		if diff := cmp.Diff(want, w.d.Standings()); diff != "" {
+			t.Errorf("workers (-want +got):\n%s", diff)
+		}
+		w.want()
+		w.want(pod("web", "1"))
+		time.Sleep(time.Minute)
+		w.check("1 0")
+		w.d.Disrupt("1", disruption.Stop{Reason: "Evicted", Grace: new(int64)})
+		synctest.Wait()
+		if diff := cmp.Diff(map[dispatch.Standing]int{{Static: true, Ending: true, Ended: true}: 1}, w.d.Standings()); diff != "" {
+			t.Errorf("at the end (-want +got):\n%s", diff)
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.orphans != 1 || !slices.Equal(w.restarted, []bool{true}) {
+			t.Errorf("%d pods of the runtime alone, restarted %v", w.orphans, w.restarted)
 		}
 	})
 }

@@ -127,18 +127,23 @@ func TestAnImageThatIsThereIsForThoseWhoMayUseIt(t *testing.T) {
 		reason       string
 		events       []string
 		asked, pulls int
+		required     string // that it is pulled, as it is counted
 	}{
-		{"who may", v1.PullIfNotPresent, false, "a", "", []string{"Pulled"}, 0, 0},
-		{"who may, never pulled", v1.PullNever, false, "a", "", []string{"Pulled"}, 0, 0},
-		{"who has to prove it and can", v1.PullIfNotPresent, true, "a", "", []string{"Pulling", "Pulled"}, 1, 1},
-		{"who has to prove it and cannot", v1.PullIfNotPresent, true, "b", "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1, 1},
-		{"who has to prove it and must not pull", v1.PullNever, true, "a", "ErrImageNeverPull", []string{"ErrImageNeverPull", "Failed"}, 1, 0},
+		{"who may", v1.PullIfNotPresent, false, "a", "", []string{"Pulled"}, 0, 0, "false"},
+		{"who may, never pulled", v1.PullNever, false, "a", "", []string{"Pulled"}, 0, 0, "false"},
+		{"who has to prove it and can", v1.PullIfNotPresent, true, "a", "", []string{"Pulling", "Pulled"}, 1, 1, "true"},
+		{"who has to prove it and cannot", v1.PullIfNotPresent, true, "b", "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1, 1, "true"},
+		{"who has to prove it and must not pull", v1.PullNever, true, "a", "ErrImageNeverPull", []string{"ErrImageNeverPull", "Failed"}, 1, 0, "true"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r, events, w := &registry{Runtime: fakecri.New(), user: "a"}, &told{}, &wallet{users: []string{test.user}}
 			r.HasImages("busybox")
 			r.Offers("busybox")
-			p := images.New(r, events, images.Config{Credentials: w, Records: &ledger{must: test.must}})
+			counted := ""
+			p := images.New(r, events, images.Config{
+				Credentials: w, Records: &ledger{must: test.must},
+				Ensured: func(_ v1.PullPolicy, present, pull string) { counted += present + " " + pull },
+			})
 			_, err := p.Ensure(t.Context(), request(test.policy))
 			var known *images.Error
 			if test.reason == "" && err != nil || test.reason != "" && (!errors.As(err, &known) || known.Reason != test.reason) {
@@ -146,6 +151,9 @@ func TestAnImageThatIsThereIsForThoseWhoMayUseIt(t *testing.T) {
 			}
 			if got := events.take(); !slices.Equal(got, test.events) {
 				t.Errorf("events %q, want %q", got, test.events)
+			}
+			if counted != "true "+test.required {
+				t.Errorf("counted %q", counted)
 			}
 			if w.asked != test.asked || len(r.tried) != test.pulls {
 				t.Errorf("%d looks for credentials, %d pulls; want %d, %d", w.asked, len(r.tried), test.asked, test.pulls)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -79,6 +80,9 @@ type Config struct {
 	// Pulled is told of each image that was pulled, waiting included, and how
 	// large it is; nil: nobody counts.
 	Pulled func(took time.Duration, bytes uint64)
+	// Ensured is told of each image that was asked for: whether it was there and
+	// whether it had to be pulled, "true", "false" or "unknown"; nil: nobody counts.
+	Ensured func(policy v1.PullPolicy, present, pull string)
 }
 
 // Error says why an image is not there.
@@ -150,6 +154,10 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 }
 
 func (p *Puller) ensure(ctx context.Context, r Request) (*runtimeapi.Image, error) {
+	is := &known{present: "unknown", pull: "unknown"}
+	if p.config.Ensured != nil {
+		defer func() { p.config.Ensured(r.Policy, is.present, is.pull) }()
+	}
 	if _, err := reference.ParseNormalizedNamed(r.Image); err != nil {
 		message := fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", r.Image, r.Image, err)
 		p.tell(r, v1.EventTypeWarning, "InspectFailed", "%s", message)
@@ -162,11 +170,12 @@ func (p *Puller) ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 		return p.config.Credentials.Lookup(ctx, r.Pod, r.Image)
 	})
 	if r.Policy != v1.PullAlways {
-		image, err := p.present(ctx, r, own)
+		image, err := p.present(ctx, r, own, is)
 		if err != nil || image != nil {
 			return image, err
 		}
 	}
+	is.pull = "true"
 	with, err := own()
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -177,14 +186,18 @@ func (p *Puller) ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 	return p.pull(ctx, r, with)
 }
 
+// known is what is counted of a request for an image.
+type known struct{ present, pull string }
+
 // present returns the image if it is there and the pod may use it as it is, and
 // nil for one that is to be pulled.
-func (p *Puller) present(ctx context.Context, r Request, own func() ([]credentials.Credential, error)) (*runtimeapi.Image, error) {
+func (p *Puller) present(ctx context.Context, r Request, own func() ([]credentials.Credential, error), is *known) (*runtimeapi.Image, error) {
 	image, err := p.inspect(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	may := image != nil
+	is.present = strconv.FormatBool(may)
 	what := "already present on machine"
 	if may && p.config.Records != nil {
 		what += " and can be accessed by the pod"
@@ -196,6 +209,9 @@ func (p *Puller) present(ctx context.Context, r Request, own func() ([]credentia
 			return nil, &Error{Reason: reasonPull, Message: err.Error(), RetryAt: time.Now().Add(firstBackoff)}
 		}
 		may = !must
+	}
+	if image != nil {
+		is.pull = strconv.FormatBool(!may)
 	}
 	switch {
 	case may:

@@ -52,14 +52,15 @@ func TestPullPolicies(t *testing.T) {
 		reason           string // of the error
 		events           []string
 		pulls            int
+		counted          string // present, pull required
 	}{
-		{v1.PullIfNotPresent, true, true, "", []string{"Pulled"}, 0},
-		{v1.PullIfNotPresent, false, true, "", []string{"Pulling", "Pulled"}, 1},
-		{v1.PullIfNotPresent, false, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1},
-		{v1.PullAlways, true, true, "", []string{"Pulling", "Pulled"}, 1},
-		{v1.PullAlways, true, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1},
-		{v1.PullNever, true, true, "", []string{"Pulled"}, 0},
-		{v1.PullNever, false, true, "ErrImageNeverPull", []string{"ErrImageNeverPull", "Failed"}, 0},
+		{v1.PullIfNotPresent, true, true, "", []string{"Pulled"}, 0, "true false"},
+		{v1.PullIfNotPresent, false, true, "", []string{"Pulling", "Pulled"}, 1, "false true"},
+		{v1.PullIfNotPresent, false, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1, "false true"},
+		{v1.PullAlways, true, true, "", []string{"Pulling", "Pulled"}, 1, "unknown true"},
+		{v1.PullAlways, true, false, "ErrImagePull", []string{"Pulling", "Failed", "Failed"}, 1, "unknown true"},
+		{v1.PullNever, true, true, "", []string{"Pulled"}, 0, "true false"},
+		{v1.PullNever, false, true, "ErrImageNeverPull", []string{"ErrImageNeverPull", "Failed"}, 0, "false unknown"},
 	} {
 		t.Run(fmt.Sprintf("%s, present %v, offered %v", c.policy, c.present, c.offered), func(t *testing.T) {
 			r, events := fakecri.New(), &told{}
@@ -69,7 +70,10 @@ func TestPullPolicies(t *testing.T) {
 			if c.offered {
 				r.Offers("busybox")
 			}
-			image, err := images.New(r, events, images.Config{}).Ensure(t.Context(), request(c.policy))
+			var counted []string
+			image, err := images.New(r, events, images.Config{Ensured: func(policy v1.PullPolicy, present, pull string) {
+				counted = append(counted, fmt.Sprint(policy, " ", present, " ", pull))
+			}}).Ensure(t.Context(), request(c.policy))
 			var known *images.Error
 			switch {
 			case c.reason == "" && (err != nil || image.GetSpec().GetImage() != "busybox"):
@@ -79,6 +83,9 @@ func TestPullPolicies(t *testing.T) {
 			}
 			if got := events.take(); !slices.Equal(got, c.events) {
 				t.Errorf("events %q, want %q", got, c.events)
+			}
+			if want := []string{fmt.Sprint(c.policy, " ", c.counted)}; !slices.Equal(counted, want) {
+				t.Errorf("counted %q, want %q", counted, want)
 			}
 			if got := len(r.Calls()); got != c.pulls {
 				t.Errorf("%d pulls, want %d", got, c.pulls)

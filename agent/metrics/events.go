@@ -28,6 +28,8 @@ type Events struct {
 	pods            podCounts
 	firstNetworkPod sync.Once
 	node            nodeCounts
+	images          imageCounts
+	workers         workerCounts
 
 	relist, relistInterval, podRelist, eventDelay prometheus.Histogram
 	lastSeen                                      prometheus.Gauge
@@ -88,6 +90,8 @@ func NewEvents() *Events {
 	e := &Events{}
 	e.newPods()
 	e.newNode()
+	e.newImages()
+	e.newWorkers()
 	e.runtime()
 	e.server()
 	e.probes = prometheus.NewCounterVec(prometheus.CounterOpts{

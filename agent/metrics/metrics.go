@@ -10,6 +10,8 @@
 //	events.go   what is told of the runtime, of probes and of requests
 //	pods.go     what is told of pods
 //	counts.go   what is told of the node and what it has
+//	images.go   what is told of images, and the records of their pulls
+//	workers.go  what the pods' workers are at, counted at a scrape
 //	node.go     what is counted at a scrape: pods, containers, volumes
 //	resource.go /metrics/resource
 //	cadvisor.go /metrics/cadvisor
@@ -69,6 +71,11 @@ type Config struct {
 	// CPUs are how many containers share and how many some have to themselves;
 	// nil: none.
 	CPUs func() (shared, exclusive int)
+	// Records are how many records there are of pulls that are under way and of
+	// those that have ended; nil: none are kept.
+	Records func() (pulling, pulled int, err error)
+	// Working are the pods that have a worker, by what it is at; nil: nobody knows.
+	Working func() map[Working]int
 	// Gates are the feature gates.
 	Gates []Gate
 	Log   *slog.Logger
@@ -107,6 +114,12 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	m.main.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
 	m.main.MustRegister(m.Events.kubelet()...)
 	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, cpus: c.CPUs, log: c.Log}, gates(c.Gates))
+	if c.Records != nil {
+		m.main.MustRegister(pullRecords(c.Records))
+	}
+	if c.Working != nil {
+		m.main.MustRegister(workers(c.Working))
+	}
 	for name, expiry := range map[string]func() time.Time{"client": c.ClientExpiry, "server": c.ServerExpiry} {
 		if expiry != nil {
 			m.main.MustRegister(certificateTTL(name, expiry))

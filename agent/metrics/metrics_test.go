@@ -122,7 +122,9 @@ func newMetrics(t *testing.T, runtimeErr, statsErr error) *Metrics {
 		NodeName: "n1", Version: "v1.36.3", Commit: "abc", CgroupVersion: 2, MachineID: "m", SystemUUID: "s", BootID: "b",
 		CPUs: func() (int, int) { return 3, 1 }, Gates: []Gate{{Name: "MemoryQoS", Stage: "ALPHA"}, {Name: "SidecarContainers", On: true}},
 		ClientExpiry: func() time.Time { return time.Now().Add(time.Hour) }, ServerExpiry: func() time.Time { return time.Time{} },
-		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Records: func() (int, int, error) { return 1, 2, nil },
+		Working: func() map[Working]int { return map[Working]int{{Lifecycle: "sync", Config: "desired"}: 3} },
+		Log:     slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 }
 
@@ -195,6 +197,12 @@ func tellOfPods(m *Metrics) {
 	m.ResizeAccepted("pod_resized")
 	m.HTTPFallback()
 	m.SleepCut()
+	m.PodRestarted(true)
+	m.OrphanFound()
+	m.ImageEnsured(v1.PullIfNotPresent, "true", "unknown")
+	m.ImageVerified("mustAuthenticate")
+	m.PluginRan("acr", time.Second, errors.New("no"))
+	m.PluginsConfigured("sha256:0a")
 }
 
 func tellOfTheNode(m *Metrics) {

@@ -89,7 +89,10 @@ var moved = []string{
 	`kubelet_evented_pleg_connection_success_count`, `kubelet_evented_pleg_connection_latency_seconds_count`,
 	`kubelet_node_startup_duration_seconds`, `kubelet_node_startup_registration_duration_seconds`, `kubelet_node_startup_post_registration_duration_seconds`,
 	`kubelet_cgroup_manager_duration_seconds_count{operation_type="create"}`, `kubelet_topology_manager_admission_requests_total`,
-	`kubelet_certificate_manager_client_ttl_seconds`,
+	`kubelet_certificate_manager_client_ttl_seconds`, `kubelet_working_pods{config="desired",lifecycle="sync",static=""}`,
+	`kubelet_image_manager_ensure_image_requests_total{present_locally="true",pull_policy="ifnotpresent",pull_required="false"}`,
+	`kubelet_image_manager_ensure_image_requests_total{present_locally="unknown",pull_policy="always",pull_required="true"}`,
+	`kubelet_imagemanager_image_mustpull_checks_total{result="credentialRecordFound"}`, `kubelet_imagemanager_ondisk_pulledrecords`,
 }
 
 func TestMetricsAreTheKubeletsAndMove(t *testing.T) {
@@ -165,11 +168,11 @@ var absent = []string{
 	// world to reconstruct, no operations that are forced, and no sweep for orphans.
 	"force_cleaned_*", "reconstruct_volume_*", "storage_operation_*", "volume_manager_*", "volume_operation_*", "csi_operations_*",
 	"kubelet_volume_metric_collection_duration_seconds", "kubelet_orphan_pod_cleaned_*",
-	// Workers have other states than the kubelet's, and take over what they find.
-	"kubelet_working_pods", "kubelet_orphaned_runtime_pods_total", "kubelet_restarted_pods_total",
 	// Events of the runtime are never dropped, and nobody watches pods at the node.
 	"kubelet_pleg_discard_events", "kubelet_pod_watch_events_dropped_total",
-	"kubelet_image_manager_*", "kubelet_imagemanager_*", "kubelet_credential_provider_*",
+	// Records of pulls are read from the disk, which needs no copy in memory.
+	"kubelet_imagemanager_inmemory_*",
+	// Nobody tells the agent yet that the host goes down.
 	"kubelet_graceful_shutdown_*",
 }
 
