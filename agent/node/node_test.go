@@ -412,10 +412,12 @@ func TestAddressesAreTheCloudProvidersOnceThereAreSome(t *testing.T) {
 }
 
 func TestConnectionsAreClosedWhenTheLeaseCannotBeRenewed(t *testing.T) {
-	inWorld(t, true, nothing, func(w *world) {
+	broken := func(w *world) {
 		w.client.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
 			return true, nil, context.DeadlineExceeded
 		})
+	}
+	inWorld(t, true, broken, func(w *world) {
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
 		w.change(func() {

@@ -44,11 +44,22 @@ type world struct {
 	counted []string
 }
 
-func (w *world) StatusWritten(took time.Duration) {
-	w.counted = append(w.counted, "written after "+took.String())
-}
+func (w *world) StatusWritten(took time.Duration) { w.count("written after " + took.String()) }
 func (w *world) PodStarted(pod *v1.Pod, pulled time.Duration) {
-	w.counted = append(w.counted, pod.Name+" started, pulled for "+pulled.String())
+	w.count(pod.Name + " started, pulled for " + pulled.String())
+}
+
+func (w *world) count(line string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.counted = append(w.counted, line)
+}
+
+// answers sets what the API server says to everything.
+func (w *world) answers(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = err
 }
 
 func inWorld(t *testing.T, test func(w *world)) {
@@ -252,11 +263,13 @@ func TestAStartIsCountedOnceAndNotOfAPodOfAnAgentBefore(t *testing.T) {
 		}
 		again := is(apiPod("new"), v1.PodRunning)
 		again.Status.ContainerStatuses[0].RestartCount = 1
-		w.fail = errors.New("away")
+		w.answers(errors.New("away"))
 		w.r.Report(worker.Report{Pod: again})
 		time.Sleep(40 * time.Millisecond)
-		w.fail = nil
+		w.answers(nil)
 		time.Sleep(time.Second)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		want := []string{"written after 0s", "new started, pulled for 3s", "written after 0s", "written after 50ms"}
 		if !slices.Equal(w.counted, want) {
 			t.Errorf("counted %q, want %q", w.counted, want)
