@@ -17,7 +17,7 @@ import (
 // (readiness gates), as they were.
 func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 	own := []v1.PodCondition{
-		{Type: v1.PodReadyToStartContainers, Status: truth(in.Observed.ReadySandbox() != nil)},
+		{Type: v1.PodReadyToStartContainers, Status: truth(in.Observed.ReadySandbox() != nil && !unprepared(in))},
 		initialized(in, s),
 		podReady(in, s),
 		containersReady(in, s),
@@ -41,6 +41,14 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	return append(own, resizeConditions(in, s)...)
+}
+
+// unprepared tells that a pod may have a sandbox whose volumes never were there:
+// the agent that made it was killed before it could remove it again. A pod that
+// was ready to start containers before is not one.
+func unprepared(in Input) bool {
+	was := find(in.Previous.Conditions, v1.PodReadyToStartContainers)
+	return in.Unprepared && len(in.Observed.Containers) == 0 && (was == nil || was.Status != v1.ConditionTrue)
 }
 
 // own are the conditions that a node says of its pods. Others belong to

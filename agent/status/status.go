@@ -36,6 +36,8 @@ type Input struct {
 	Restarts map[string]bool
 	// Problem holds the whole pod up (volumes, sandbox); nil: nothing does.
 	Problem *plan.Waiting
+	// Unprepared: this agent has not seen the pod's volumes set up.
+	Unprepared bool
 	// Failed says why the pod is ended by the node (DeadlineExceeded, Evicted,
 	// ...); nil: it is not.
 	Failed *plan.Waiting

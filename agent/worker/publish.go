@@ -32,6 +32,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 		Pod: previous, Observed: obs, Phase: w.state.phase, Probes: w.results(), Waiting: w.waitingNow(), Restarts: w.state.restarts,
 		TerminationMessages: w.state.messages, HostIPs: w.config.HostIPs, RuntimeName: w.config.RuntimeName,
 		Health: w.config.Health, QOSClass: qos.Class(previous), Previous: &previous.Status, Now: time.Now(),
+		Unprepared:  w.state.mounted == nil,
 		HoldsClaims: w.parts.Actor.HoldsClaims(w.uid),
 		Actuated:    w.state.resize.actuated, ResizePending: w.state.resize.pending, ResizeInProgress: w.state.resize.inProgress,
 	}

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,41 @@ func TestATerminationIsNotPutOffByAClockThatIsSetBack(t *testing.T) {
 		w.wantRunning("a")
 		time.Sleep(31 * time.Second)
 		w.wantRunning()
+	})
+}
+
+func TestASandboxWithoutItsVolumesIsNotReadyToStartContainers(t *testing.T) {
+	inWorld(t, func(w *world) {
+		ready := func(want v1.ConditionStatus) {
+			t.Helper()
+			synctest.Wait()
+			if c := condition(w.worker("web"), v1.PodReadyToStartContainers); c == nil || c.Status != want {
+				t.Errorf("ready to start containers: %v, want %s", c, want)
+			}
+		}
+		w.volumes.Set(errors.New(`volume "config": ConfigMap default/x not found`), false)
+		release, pulled := w.runtime.Hang("StopPodSandbox", ""), w.runtime.Hang("PullImage", "")
+		p := pod("web", "a")
+		p.Spec.Containers[0].Image = "other"
+		w.runtime.Offers("other")
+		w.start(p)
+		ready(v1.ConditionFalse)
+		w.restartAgent() // before the sandbox could be removed
+		if len(w.runtime.ReadySandboxes()) != 1 {
+			t.Fatal("the sandbox is gone")
+		}
+		ready(v1.ConditionFalse)
+		time.Sleep(time.Minute)
+		ready(v1.ConditionFalse)
+		release()
+		w.volumes.Set(nil, false)
+		time.Sleep(time.Minute)
+		ready(v1.ConditionTrue)
+		w.restartAgent() // what was ready is, whether this agent has seen the volumes or not
+		ready(v1.ConditionTrue)
+		pulled()
+		time.Sleep(time.Minute)
+		w.wantRunning("a")
 	})
 }
 
