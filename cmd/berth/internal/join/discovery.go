@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -129,7 +130,9 @@ func (d *Discovery) Find(ctx context.Context) (Cluster, error) {
 }
 
 // clusterInfo waits for the ConfigMap and for its signature with our token,
-// which a controller adds shortly after the token was made.
+// which a controller adds shortly after the token was made. When the time is
+// over it says what was in the way before; a certificate that is not of the CA
+// does not become so.
 func (d *Discovery) clusterInfo(ctx context.Context, c *rest.Config) (*v1.ConfigMap, error) {
 	c.Timeout = 10 * time.Second
 	client, err := kubernetes.NewForConfig(c)
@@ -140,9 +143,15 @@ func (d *Discovery) clusterInfo(ctx context.Context, c *rest.Config) (*v1.Config
 	if err != nil {
 		return nil, err
 	}
+	var before error
 	for {
 		info, err := client.CoreV1().ConfigMaps(metav1.NamespacePublic).Get(ctx, api.ConfigMapClusterInfo, metav1.GetOptions{})
+		var unverified *tls.CertificateVerificationError
 		switch {
+		case err != nil && ctx.Err() != nil && before != nil:
+			return nil, before
+		case errors.As(err, &unverified):
+			return nil, fmt.Errorf("get the ConfigMap kube-public/cluster-info from %s: %w", c.Host, err)
 		case err != nil:
 			err = fmt.Errorf("get the ConfigMap kube-public/cluster-info from %s: %w", c.Host, err)
 		case info.Data[api.JWSSignatureKeyPrefix+id] == "":
@@ -150,6 +159,7 @@ func (d *Discovery) clusterInfo(ctx context.Context, c *rest.Config) (*v1.Config
 		default:
 			return info, nil
 		}
+		before = err
 		select {
 		case <-ctx.Done():
 			return nil, err

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,6 +36,10 @@ type fakeAPI struct {
 	ca     *x509.Certificate
 	signed string // with this token's secret
 	config string
+	// again is called when cluster-info is asked for once more; nil: nobody wants
+	// to know.
+	again func()
+	asked atomic.Int64
 }
 
 func newAPI(t *testing.T) *fakeAPI {
@@ -57,6 +62,9 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m := v1.ConfigMap{TypeMeta: metav1.TypeMeta{Kind: "ConfigMap", APIVersion: "v1"}}
 	switch r.URL.Path {
 	case "/api/v1/namespaces/kube-public/configmaps/cluster-info":
+		if a.asked.Add(1) > 1 && a.again != nil {
+			a.again()
+		}
 		m.Data = map[string]string{"kubeconfig": string(kubeconfig)}
 		if a.signed != "" {
 			signature, err := jws.ComputeDetachedSignature(string(kubeconfig), id, strings.TrimPrefix(a.signed, id+"."))
@@ -84,7 +92,7 @@ func (a *fakeAPI) join(t *testing.T) (Config, *bytes.Buffer) {
 	t.Helper()
 	dir, out := t.TempDir(), new(bytes.Buffer)
 	return Config{
-		Discovery:     Discovery{Server: strings.TrimPrefix(a.URL, "https://"), Token: token, CACertHashes: []string{Hash(a.ca)}, Timeout: 100 * time.Millisecond},
+		Discovery:     Discovery{Server: strings.TrimPrefix(a.URL, "https://"), Token: token, CACertHashes: []string{Hash(a.ca)}, Timeout: time.Minute},
 		KubernetesDir: filepath.Join(dir, "kubernetes"), KubeletDir: filepath.Join(dir, "kubelet"), Out: out,
 	}, out
 }
@@ -139,6 +147,7 @@ func TestNobodyIsTrustedWithoutProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
 	for _, c := range []struct {
 		name   string
 		change func(*Config, *fakeAPI)
@@ -146,21 +155,22 @@ func TestNobodyIsTrustedWithoutProof(t *testing.T) {
 	}{
 		{"another CA's hash", func(c *Config, _ *fakeAPI) { c.CACertHashes = []string{Hash(certs[0])} }, "this is not the cluster that was meant"},
 		{"another token's secret", func(c *Config, _ *fakeAPI) { c.Token = id + ".fedcba9876543210" }, "is not signed with the token abcdef"},
-		{"an unknown or expired token", func(_ *Config, a *fakeAPI) { a.signed = "" }, "is not one of this cluster, or has expired"},
 		{"a CA that the server's certificate is not of", func(c *Config, a *fakeAPI) { a.ca = certs[0]; c.CACertHashes = []string{Hash(certs[0])} }, "now with the cluster's CA"},
 		{"no hash", func(c *Config, _ *fakeAPI) { c.CACertHashes = nil }, "--discovery-token-ca-cert-hash: it must be given"},
 		{"half a hash", func(c *Config, _ *fakeAPI) { c.CACertHashes = []string{"sha256:1234"} }, "must be sha256: and 64 hexadecimal digits"},
 		{"no token", func(c *Config, _ *fakeAPI) { c.Token = "" }, "--token: it must be like"},
 		{"a URL with a path", func(c *Config, _ *fakeAPI) { c.Server = "https://h:1/x" }, "it must be HOST:PORT"},
 		{"a bad node name", func(c *Config, _ *fakeAPI) { c.NodeName = "No_de" }, `--node-name: "No_de"`},
-		{"a server that is not there", func(c *Config, _ *fakeAPI) { c.Server = "127.0.0.1:1" }, "get the ConfigMap kube-public/cluster-info from https://127.0.0.1:1"},
+		{"a server that is not there", func(c *Config, _ *fakeAPI) { c.Server, c.Timeout = "127.0.0.1:1", 100*time.Millisecond }, "get the ConfigMap kube-public/cluster-info from https://127.0.0.1:1"},
 		{"a configuration with a mistake", func(_ *Config, a *fakeAPI) { a.config += "maxpods: 3\n" }, "maxpods: unknown field"},
+		// The last: its user gives up waiting for the signature.
+		{"an unknown or expired token", func(_ *Config, a *fakeAPI) { a.signed, a.again = "", cancel }, "is not one of this cluster, or has expired"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a := newAPI(t)
 			config, _ := a.join(t)
 			c.change(&config, a)
-			err := Run(context.Background(), config)
+			err := Run(ctx, config)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %s", err, c.want)
 			}
