@@ -281,6 +281,7 @@ func (k *cluster) kubeletAPI(a *Agent, pods metrics.Pods) (*kubeletapi.Server, e
 		return nil, err
 	}
 	c.Metrics.Events, c.Metrics.CPUs, c.Metrics.Records = a.counts, a.exclusive.CPUs, k.records.Count
+	c.Metrics.CPUsByNode = a.exclusive.CPUsByNode
 	c.Metrics.Working = func() map[metrics.Working]int { return working(a.pods.Standings()) }
 	measure := stats.New(k.runtime, k.images, pods, a.cgroups, c.Stats)
 	counted := metrics.New(k.runtime, measure, pods, c.Metrics)

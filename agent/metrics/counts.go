@@ -18,6 +18,7 @@ type nodeCounts struct {
 	memoryRequests, memoryErrors               prometheus.Counter
 	topologyRequests, topologyErrors           prometheus.Counter
 	topologyDuration                           prometheus.Histogram
+	bounded, unbounded                         *prometheus.CounterVec
 	cgroups                                    *prometheus.HistogramVec
 	podResources                               map[string]*prometheus.CounterVec
 	serverRenewErrors, clientRenewErrors       prometheus.Counter
@@ -41,6 +42,8 @@ func (e *Events) newNode() {
 	n.topologyRequests = e.counter("topology_manager_admission_requests_total", "The number of admission requests where resources have to be aligned.")
 	n.topologyErrors = e.counter("topology_manager_admission_errors_total", "The number of admission request failures where resources could not be aligned.")
 	n.topologyDuration = e.histogram("topology_manager_admission_duration_ms", "Duration in milliseconds to serve a pod admission request.", prometheus.ExponentialBuckets(.05, 2, 15))
+	n.bounded = e.counters("container_aligned_compute_resources_count", "Cumulative number of aligned compute resources allocated to containers by alignment type.", "scope", "boundary")
+	n.unbounded = e.counters("container_aligned_compute_resources_failure_count", "Cumulative number of failures to allocate aligned compute resources to containers by alignment type.", "scope", "boundary")
 	n.cgroups = e.histograms("cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method.", prometheus.DefBuckets, "operation_type")
 	n.podResources = map[string]*prometheus.CounterVec{}
 	for name, help := range map[string]string{
@@ -100,6 +103,16 @@ func (e *Events) Aligned(took time.Duration, failed bool) {
 	if failed {
 		e.node.topologyErrors.Inc()
 	}
+}
+
+// Bounded counts a container or a pod, which is the scope, that was to have all
+// of something within a boundary, and whether it has.
+func (e *Events) Bounded(scope, boundary string, has bool) {
+	counted := e.node.bounded
+	if !has {
+		counted = e.node.unbounded
+	}
+	counted.WithLabelValues(scope, boundary).Inc()
 }
 
 // CPUsPinned counts a container that is to have CPUs to itself.

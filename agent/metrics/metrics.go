@@ -71,6 +71,9 @@ type Config struct {
 	// CPUs are how many containers share and how many some have to themselves;
 	// nil: none.
 	CPUs func() (shared, exclusive int)
+	// CPUsByNode are how many of each NUMA node containers have to themselves;
+	// nil: nobody knows.
+	CPUsByNode func() map[int]int
 	// Records are how many records there are of pulls that are under way and of
 	// those that have ended; nil: none are kept.
 	Records func() (pulling, pulled int, err error)
@@ -113,7 +116,7 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 	started.Set(float64(m.start.UnixNano()) / float64(time.Second))
 	m.main.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
 	m.main.MustRegister(m.Events.kubelet()...)
-	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, cpus: c.CPUs, log: c.Log}, gates(c.Gates))
+	m.main.MustRegister(&node{runtime: runtime, stats: stats, pods: pods, cpus: c.CPUs, cpusByNode: c.CPUsByNode, log: c.Log}, gates(c.Gates))
 	if c.Records != nil {
 		m.main.MustRegister(pullRecords(c.Records))
 	}

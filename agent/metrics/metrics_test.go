@@ -120,7 +120,7 @@ func newMetrics(t *testing.T, runtimeErr, statsErr error) *Metrics {
 	done := &v1.Pod{Status: v1.PodStatus{Phase: v1.PodSucceeded}}
 	return New(&fakeRuntime{err: runtimeErr}, &fakeStats{statsErr}, podSet{testPod(), static, done, resizing}, Config{
 		NodeName: "n1", Version: "v1.36.3", Commit: "abc", CgroupVersion: 2, MachineID: "m", SystemUUID: "s", BootID: "b",
-		CPUs: func() (int, int) { return 3, 1 }, Gates: []Gate{{Name: "MemoryQoS", Stage: "ALPHA"}, {Name: "SidecarContainers", On: true}},
+		CPUs: func() (int, int) { return 3, 1 }, CPUsByNode: func() map[int]int { return map[int]int{1: 1} }, Gates: []Gate{{Name: "MemoryQoS", Stage: "ALPHA"}, {Name: "SidecarContainers", On: true}},
 		ClientExpiry: func() time.Time { return time.Now().Add(time.Hour) }, ServerExpiry: func() time.Time { return time.Time{} },
 		Records: func() (int, int, error) { return 1, 2, nil },
 		Working: func() map[Working]int { return map[Working]int{{Lifecycle: "sync", Config: "desired"}: 3} },
@@ -220,6 +220,8 @@ func tellOfTheNode(m *Metrics) {
 	m.DevicePluginRegistered("e.org/gpu")
 	m.DevicesAllocated("e.org/gpu", time.Second)
 	m.Aligned(time.Second, true)
+	m.Bounded("pod", "numa_node", true)
+	m.Bounded("container", "physical_cpu", false)
 	m.CPUsPinned(nil)
 	m.CPUsPinned(errors.New("no"))
 	m.MemoryPinned(errors.New("no"))

@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,7 @@ var (
 	resizesNow        = desc("kubelet_pod_in_progress_resizes", "Number of in-progress resizes for pods.")
 	sharedCPUs        = desc("kubelet_cpu_manager_shared_pool_size_millicores", "The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.")
 	exclusiveCPUs     = desc("kubelet_cpu_manager_exclusive_cpu_allocation_count", "The total number of CPUs exclusively allocated to containers running on this node")
+	nodeCPUs          = desc("kubelet_cpu_manager_allocation_per_numa", "Number of CPUs allocated per NUMA node", "numa_node")
 	logBytes          = desc("kubelet_container_log_filesystem_used_bytes", "Bytes used by the container's logs on the filesystem.", "uid", "namespace", "pod", "container")
 )
 
@@ -54,12 +56,14 @@ type node struct {
 	stats   Stats
 	pods    Pods
 	cpus    func() (shared, exclusive int)
-	log     *slog.Logger
+	// cpusByNode may be nil as well.
+	cpusByNode func() map[int]int
+	log        *slog.Logger
 }
 
 // Describe names all metrics.
 func (n *node) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{runningPods, runningContainers, desiredPods, activePods, mirrorPods, ephemerals, pendingResizes, resizesNow, sharedCPUs, exclusiveCPUs, logBytes, volumeHealth} {
+	for _, d := range []*prometheus.Desc{runningPods, runningContainers, desiredPods, activePods, mirrorPods, ephemerals, pendingResizes, resizesNow, sharedCPUs, exclusiveCPUs, nodeCPUs, logBytes, volumeHealth} {
 		ch <- d
 	}
 	for _, v := range volumeNumbers {
@@ -80,6 +84,11 @@ func (n *node) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- gauge(sharedCPUs, float64(1000*shared))
 	ch <- gauge(exclusiveCPUs, float64(exclusive))
+	if n.cpusByNode != nil {
+		for node, taken := range n.cpusByNode() {
+			ch <- gauge(nodeCPUs, float64(taken), strconv.Itoa(node))
+		}
+	}
 	summary, err := n.stats.Summary(ctx)
 	if err != nil {
 		n.log.Warn("volumes and logs are not in the metrics", "err", err)

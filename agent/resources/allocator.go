@@ -58,7 +58,17 @@ type Counts interface {
 	// why it has not.
 	CPUsPinned(err error)
 	MemoryPinned(err error)
+	// Bounded: a container, or a pod as a whole, was to have all of something
+	// within a NUMA node or on whole cores, where a policy promises that, and has
+	// it or not; in the kubelet's words.
+	Bounded(scope, boundary string, has bool)
 }
+
+// Scopes and boundaries of Counts.Bounded.
+const (
+	numaNode    = "numa_node"
+	physicalCPU = "physical_cpu"
+)
 
 // uncounted is for who counts nothing.
 type uncounted struct{}
@@ -66,6 +76,7 @@ type uncounted struct{}
 func (uncounted) Aligned(time.Duration, bool) {}
 func (uncounted) CPUsPinned(error)            {}
 func (uncounted) MemoryPinned(error)          {}
+func (uncounted) Bounded(_, _ string, _ bool) {}
 
 // Rejection is why a pod cannot run on this node, in the words of the kubelet.
 type Rejection struct {
@@ -239,20 +250,35 @@ func (a *Allocator) allocate(d drafts, pod *v1.Pod) *Rejection {
 	aligned := true
 	if a.align.Scope() == numa.ScopePod {
 		if hint, aligned = a.align.Merge(d.podHints(a.align, pod)); !aligned {
+			a.within(numa.ScopePod, false)
 			return misaligned
 		}
 	}
 	for _, c := range containers(pod) {
 		if a.align.Scope() == numa.ScopeContainer {
 			if hint, aligned = a.align.Merge(d.hints(a.align, pod, c)); !aligned {
+				a.within(numa.ScopeContainer, false)
 				return misaligned
 			}
 		}
 		if err := d.allocate(pod, c, hint, a.config.Counts); err != nil {
 			return rejected(err)
 		}
+		if a.align.Scope() == numa.ScopeContainer {
+			a.within(numa.ScopeContainer, true)
+		}
+	}
+	if a.align.Scope() == numa.ScopePod {
+		a.within(numa.ScopePod, true)
 	}
 	return nil
+}
+
+// within counts whether all is of one NUMA node, where the policy promises that.
+func (a *Allocator) within(scope string, has bool) {
+	if a.align.Policy() == numa.PolicySingleNode {
+		a.config.Counts.Bounded(scope, numaNode, has)
+	}
 }
 
 func (d drafts) hints(align *numa.Aligner, pod *v1.Pod, c *v1.Container) []numa.Hints {
@@ -300,6 +326,9 @@ func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint, counts Co
 		err := d.cpus.Allocate(pod, c, hint.Nodes)
 		if pins {
 			counts.CPUsPinned(err)
+			if d.cpus.WholeCores() {
+				counts.Bounded(numa.ScopeContainer, physicalCPU, err == nil)
+			}
 		}
 		if err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -155,6 +156,63 @@ func TestRejectionsAreInTheKubeletsWords(t *testing.T) {
 	want := Rejection{"UnexpectedAdmissionError", "Allocate failed due to not enough cpus available to satisfy request: requested=8, available=7, which is unexpected"}
 	if r := plain.Admit(pod("1", container("c", "8", "1Mi")), nil); r == nil || *r != want {
 		t.Errorf("too many CPUs: %v", r)
+	}
+}
+
+// bounds notes what was to be within a boundary.
+type bounds struct {
+	uncounted
+	lines []string
+}
+
+func (b *bounds) Bounded(scope, boundary string, has bool) {
+	b.lines = append(b.lines, fmt.Sprint(scope, " ", boundary, " ", has))
+}
+
+func TestWhatAPolicyPromisesIsCounted(t *testing.T) {
+	for _, test := range []struct {
+		policy, scope string
+		whole         bool // cores
+		want          []string
+	}{
+		{numa.PolicyRestricted, numa.ScopePod, false, nil},
+		{numa.PolicySingleNode, numa.ScopeContainer, false, []string{"container numa_node true", "container numa_node true", "container numa_node false"}},
+		{numa.PolicySingleNode, numa.ScopePod, false, []string{"pod numa_node true", "pod numa_node false"}},
+		{numa.PolicyNone, numa.ScopeContainer, true, []string{"container physical_cpu true", "container physical_cpu true", "container physical_cpu false"}},
+	} {
+		c, counts := config(t.TempDir(), test.policy, test.scope), &bounds{}
+		c.Counts = counts
+		if test.whole {
+			c.CPUs.Options = map[string]string{"full-pcpus-only": "true"}
+			for i := range c.Machine.CPUs {
+				c.Machine.CPUs[i].Core = i / 2 * 2
+			}
+		}
+		a, _ := allocator(t, c)
+		if r := a.Admit(pod("1", container("a", "2", "100Mi"), container("b", "2", "100Mi")), nil); r != nil {
+			t.Fatal(r)
+		}
+		a.Admit(pod("2", container("c", "5", "100Mi")), nil)
+		if !slices.Equal(counts.lines, test.want) {
+			t.Errorf("%s, scope %s: counted %q, want %q", test.policy, test.scope, counts.lines, test.want)
+		}
+	}
+}
+
+func TestCPUsAreCountedByNode(t *testing.T) {
+	a, _ := allocator(t, config(t.TempDir(), numa.PolicySingleNode, ""))
+	p := pod("1", container("a", "2", "100Mi"), container("b", "3", "100Mi"))
+	if r := a.Admit(p, nil); r != nil {
+		t.Fatal(r)
+	}
+	if got := a.CPUsByNode(); !maps.Equal(got, map[int]int{0: 2, 1: 3}) {
+		t.Errorf("got %v", got)
+	}
+	none := config(t.TempDir(), numa.PolicyNone, "")
+	none.CPUs.Policy = cpus.PolicyNone
+	a, _ = allocator(t, none)
+	if got := a.CPUsByNode(); len(got) > 0 {
+		t.Errorf("without a policy: %v", got)
 	}
 }
 

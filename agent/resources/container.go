@@ -102,6 +102,27 @@ func (a *Allocator) CPUs() (shared, exclusive int) {
 	return state.Default.Intersection(a.cpus.Allocatable()).Size(), exclusive
 }
 
+// CPUsByNode are how many CPUs of each NUMA node containers have to themselves.
+func (a *Allocator) CPUsByNode() map[int]int {
+	if a.cpus == nil {
+		return nil
+	}
+	taken := cpuset.New()
+	state, _ := a.states()
+	for _, containers := range state.Assigned {
+		for _, set := range containers {
+			taken = taken.Union(set)
+		}
+	}
+	byNode := map[int]int{}
+	for _, c := range a.config.Machine.CPUs {
+		if taken.Contains(c.ID) {
+			byNode[c.Node]++
+		}
+	}
+	return byNode
+}
+
 // Allocatable is what containers of this node can have to themselves.
 func (a *Allocator) Allocatable() Container {
 	c := Container{Devices: a.plugins.Allocatable()}

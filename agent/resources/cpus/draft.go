@@ -54,6 +54,9 @@ func (d *Draft) Pins(pod *v1.Pod, container *v1.Container) bool {
 	return !has && managed(pod) && exclusive(pod, container) > 0
 }
 
+// WholeCores tells whether containers get cores that nobody else has a CPU of.
+func (d *Draft) WholeCores() bool { return d.policy.options.fullCores }
+
 // Hints says where the container's CPUs could come from. What it has already
 // stays where it is.
 func (d *Draft) Hints(pod *v1.Pod, container *v1.Container) numa.Hints {
