@@ -158,10 +158,6 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if r.sealed, err = enter.Seal(cfg.ShimBinary); err != nil {
 		r.log.Warn("the OCI runtime starts the commands that are executed in containers, which takes longer", "reason", err)
 	}
-	r.filters = seccomp.New(seccomp.Config{
-		Dir: filepath.Join(cfg.RunDir, "seccomp"), Runtime: cfg.RuntimeBinary, SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
-		Timeout: runtimeTimeout, Logger: r.log,
-	})
 	config, err := r.serverConfig(ctx)
 	if err != nil {
 		return nil, err
@@ -180,6 +176,10 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	r.filters = seccomp.New(seccomp.Config{
+		Dir: filepath.Join(cfg.RunDir, "seccomp"), Runtime: cfg.RuntimeBinary, SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
+		Cgroups: cgroups, Timeout: runtimeTimeout, Logger: r.log,
+	})
 	bootID, err := host.BootID()
 	if err != nil {
 		return server.Config{}, err

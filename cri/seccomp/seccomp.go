@@ -31,6 +31,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-io/berth/internal/failpoint"
 )
 
 const (
@@ -46,8 +48,16 @@ type Config struct {
 	Dir           string // for bundles and the runtime's state; nobody else's
 	Runtime       string // path of the OCI runtime
 	SystemdCgroup bool
+	Cgroups       Cgroups
 	Timeout       time.Duration // of one command of the runtime
 	Logger        *slog.Logger
+}
+
+// Cgroups ends what a killed daemon has left in a cgroup, by its path. That there
+// is none is no error.
+type Cgroups interface {
+	Kill(path string) error
+	Remove(path string) error
 }
 
 // Filters are the filters of profiles. They are found out while Run runs.
@@ -133,10 +143,12 @@ func (f *Filters) read(ctx context.Context, profile json.RawMessage) (_ []byte, 
 	if err := writeBundle(bundle, name, profile, f.cfg.SystemdCgroup); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("cri/seccomp-bundle-written")
 	pidFile := filepath.Join(bundle, "pid")
 	if err := f.command(ctx, bundle, "create", "--bundle", bundle, "--pid-file", pidFile, name); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("cri/seccomp-container-created")
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
 		return nil, fmt.Errorf("read the container's process ID: %w", err)
@@ -165,14 +177,14 @@ func writeBundle(dir, name string, profile json.RawMessage, systemd bool) error 
 		Process: &specs.Process{Args: []string{"/" + program}, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}},
 		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
 		Linux: &specs.Linux{
-			CgroupsPath: "/" + name,
+			CgroupsPath: cgroupOf(name),
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.NetworkNamespace},
 			},
 		},
 	}
 	if systemd {
-		s.Linux.CgroupsPath = "system.slice:berth:" + name
+		s.Linux.CgroupsPath = systemdSlice + ":" + systemdPrefix + ":" + name
 	}
 	if err := json.Unmarshal(profile, &s.Linux.Seccomp); err != nil {
 		return fmt.Errorf("parse the profile: %w", err)
@@ -202,9 +214,10 @@ func (f *Filters) command(ctx context.Context, dir string, args ...string) error
 	if f.cfg.SystemdCgroup {
 		all = append(all, "--systemd-cgroup")
 	}
-	// Its streams are /dev/null: the container's process inherits them.
+	// Its streams are /dev/null: the container's process inherits them. It dies
+	// with the daemon: what it would go on to make would be nobody's.
 	cmd := exec.CommandContext(ctx, f.cfg.Runtime, append(all, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	if err := cmd.Run(); err != nil {
 		said, _ := os.ReadFile(log) // more than the exit code, if there is anything
@@ -213,13 +226,30 @@ func (f *Filters) command(ctx context.Context, dir string, args ...string) error
 	return nil
 }
 
-// remove leaves nothing of a container.
+const (
+	systemdSlice  = "system.slice"
+	systemdPrefix = "berth"
+)
+
+func cgroupOf(name string) string { return "/" + name }
+
+// remove leaves nothing of a container. The bundle goes last: as long as it is
+// there, the next daemon tries.
 func (f *Filters) remove(ctx context.Context, name string) error {
 	bundle := filepath.Join(f.cfg.Dir, name)
 	if _, err := os.Stat(filepath.Join(f.runtimeRoot(), name)); err == nil {
 		if err := f.command(ctx, bundle, "delete", "--force", name); err != nil {
-			return err // the bundle stays, and is swept
+			return err
 		}
+	}
+	failpoint.Hit("cri/seccomp-container-deleted")
+	// A runtime that was killed may have made a cgroup and not yet a record of it.
+	path := cgroupOf(name)
+	if f.cfg.SystemdCgroup {
+		path = "/" + systemdSlice + "/" + systemdPrefix + "-" + name + ".scope"
+	}
+	if err := errors.Join(f.cfg.Cgroups.Kill(path), f.cfg.Cgroups.Remove(path)); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(bundle); err != nil {
 		return fmt.Errorf("remove a bundle: %w", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-io/berth/cri/cgroup"
 	filters "github.com/berth-io/berth/cri/seccomp"
 	"github.com/berth-io/berth/cri/shim/enter"
 	"github.com/berth-io/berth/cri/spec"
@@ -84,7 +85,11 @@ func sealedShim(t *testing.T) *os.File {
 // runFilters is what a daemon has of them.
 func runFilters(t *testing.T, b *bed) *filters.Filters {
 	t.Helper()
-	f := filters.New(filters.Config{Dir: filepath.Join(b.dir, "seccomp"), Runtime: runcPath(t), Timeout: time.Minute, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	cgroups, err := cgroup.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := filters.New(filters.Config{Dir: filepath.Join(b.dir, "seccomp"), Runtime: runcPath(t), Cgroups: cgroups, Timeout: time.Minute, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -363,4 +368,3 @@ func TestNothingOfTheHostIsReachedByEntering(t *testing.T) {
 		}
 	}
 }
-
