@@ -100,14 +100,23 @@ func (f *Filters) Of(profile json.RawMessage) (program []byte, known bool) {
 	select {
 	case f.wanted <- k:
 		f.known[k] = &filter{profile: profile}
-	default: // Run does not run, or has enough to do: another time
+	default: // Run has enough to do, or takes none: another time
 	}
 	return nil, false
 }
 
+// tellsFilters is there where the kernel tells filters: with
+// CONFIG_CHECKPOINT_RESTORE.
+const tellsFilters = "/proc/sys/kernel/ns_last_pid"
+
 // Run finds out the filters of profiles until ctx ends.
 func (f *Filters) Run(ctx context.Context) error {
 	f.sweep(ctx)
+	if _, err := os.Stat(tellsFilters); err != nil {
+		f.cfg.Logger.Info("the OCI runtime starts the commands that are executed in containers with a seccomp profile: the kernel has no CONFIG_CHECKPOINT_RESTORE")
+		<-ctx.Done() // with nobody to take them, profiles stay unknown
+		return nil
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -175,7 +184,11 @@ func writeBundle(dir, name string, profile json.RawMessage, systemd bool) error 
 		Version: specs.Version,
 		Root:    &specs.Root{Path: root},
 		Process: &specs.Process{Args: []string{"/" + program}, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}},
-		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			// The runtime makes devices there, and the bundle is where they do not work.
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+		},
 		Linux: &specs.Linux{
 			CgroupsPath: cgroupOf(name),
 			Namespaces: []specs.LinuxNamespace{
