@@ -118,6 +118,14 @@ func caps(names ...string) *specs.LinuxCapabilities {
 	return &specs.LinuxCapabilities{Bounding: names, Effective: names, Permitted: names}
 }
 
+func withUserNamespace(s *specs.Spec) {
+	s.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{5}}
+	s.Process.Capabilities = caps("CAP_CHOWN", "CAP_SYS_ADMIN")
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"}, specs.LinuxNamespace{Type: "network"}, specs.LinuxNamespace{Type: "cgroup"})
+	ids := []specs.LinuxIDMapping{{HostID: 1 << 20, Size: 65536}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = ids, ids
+}
+
 // What enter starts cannot tell that it was not the runtime.
 func TestAnEnteredProcessIsAsTheRuntimeWouldHaveStartedIt(t *testing.T) {
 	umask := uint32(0o27)
@@ -173,12 +181,9 @@ func TestAnEnteredProcessIsAsTheRuntimeWouldHaveStartedIt(t *testing.T) {
 			with.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog}
 			s.Linux.Seccomp = &with
 		}},
-		{"a user namespace", func(s *specs.Spec) {
-			s.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{5}}
-			s.Process.Capabilities = caps("CAP_CHOWN", "CAP_SYS_ADMIN")
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"}, specs.LinuxNamespace{Type: "network"}, specs.LinuxNamespace{Type: "cgroup"})
-			ids := []specs.LinuxIDMapping{{HostID: 1 << 20, Size: 65536}}
-			s.Linux.UIDMappings, s.Linux.GIDMappings = ids, ids
+		{"a user namespace", withUserNamespace},
+		{"a user namespace and a filter", func(s *specs.Spec) {
+			withUserNamespace(s)
 			s.Linux.Seccomp = noMkdir
 		}},
 		{"an environment with doubles", func(s *specs.Spec) {
@@ -203,7 +208,7 @@ func TestAnEnteredProcessIsAsTheRuntimeWouldHaveStartedIt(t *testing.T) {
 				}
 			}
 			box := b.bundle("exec sleep 1000", c.change)
-			if c.name == "a user namespace" {
+			if strings.HasPrefix(c.name, "a user namespace") {
 				box.UID, box.GID = 1<<20, 1<<20
 			}
 			b.run(box)
