@@ -159,6 +159,6 @@ func (a *Agent) again() func(pod *v1.Pod) bool {
 		return nil
 	}
 	return func(pod *v1.Pod) bool {
-		return pod.Status.Phase == v1.PodFailed && pod.Status.Reason == evict.Evicted && manifest.Replaced(pod) && len(a.pressure.evict.Pressure()) == 0
+		return pod.Status.Phase == v1.PodFailed && pod.Status.Reason == evict.Evicted && manifest.Replaced(pod) && a.pressure.evict.Calm()
 	}
 }

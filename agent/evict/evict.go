@@ -97,8 +97,8 @@ type Config struct {
 	Spared func(pod *v1.Pod) bool
 	// Notifier wakes rounds up; nil: they are every ten seconds only.
 	Notifier Notifier
-	// Changed is called when the node's conditions have; nil: nobody wants to
-	// know at once.
+	// Changed is called when the node's conditions have, and when they are first
+	// known; nil: nobody wants to know at once.
 	Changed func()
 	Counts  Counts // nil: nobody counts
 	Log     *slog.Logger
@@ -125,6 +125,7 @@ type Manager struct {
 
 	mu         sync.Mutex
 	conditions []v1.NodeConditionType
+	known      bool // the conditions are those of a round
 }
 
 // New returns a Manager; Run runs it.
@@ -138,6 +139,13 @@ func (m *Manager) Pressure() []v1.NodeConditionType {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.conditions)
+}
+
+// Calm tells whether the node is known to be short of nothing.
+func (m *Manager) Calm() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.known && len(m.conditions) == 0
 }
 
 // Run watches until ctx ends.
@@ -191,6 +199,7 @@ func (m *Manager) round(ctx context.Context, now time.Time) ([]types.UID, error)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if len(m.config.Thresholds) == 0 && !m.config.LocalStorage {
+		m.publish(nil)
 		return nil, nil
 	}
 	node, err := m.meter.Node(ctx)
@@ -305,13 +314,15 @@ func (m *Manager) end(v Victim) types.UID {
 
 func (m *Manager) publish(conditions []v1.NodeConditionType) {
 	m.mu.Lock()
-	same := slices.Equal(m.conditions, conditions)
-	m.conditions = conditions
+	same, first := slices.Equal(m.conditions, conditions), !m.known
+	m.conditions, m.known = conditions, true
 	m.mu.Unlock()
-	if same {
+	if same && !first {
 		return
 	}
-	m.config.Log.Info("the node's conditions changed", "true", conditions)
+	if !same {
+		m.config.Log.Info("the node's conditions changed", "true", conditions)
+	}
 	if m.config.Changed != nil {
 		m.config.Changed()
 	}

@@ -188,6 +188,39 @@ func TestWhoAsksIsToldOfNewConditions(t *testing.T) {
 	}
 }
 
+func TestANodeIsCalmOnceItIsKnownToBeShortOfNothing(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		used   uint64
+		change func(*Config)
+		calm   bool
+	}{
+		{"enough", 0, func(*Config) {}, true},
+		{"short of memory", gi, func(*Config) {}, false},
+		{"nobody wants to know", gi, func(c *Config) { c.Thresholds, c.LocalStorage = nil, false }, true},
+	} {
+		changes := 0
+		f := &fake{node: usage.Node{
+			Memory: usage.Memory{Capacity: gi, WorkingSet: test.used}, NodeFS: usage.FS{Capacity: gi, Available: gi}, ImageFS: usage.FS{Capacity: gi, Available: gi},
+		}}
+		m := manager(t, f, Settings{}, func(c *Config) {
+			c.Changed = func() { changes++ }
+			test.change(c)
+		})
+		if m.Calm() {
+			t.Errorf("%s: calm before anybody has looked", test.name)
+		}
+		for range 2 {
+			if _, err := m.round(t.Context(), start); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if m.Calm() != test.calm || changes != 1 {
+			t.Errorf("%s: calm %v, told %d times", test.name, m.Calm(), changes)
+		}
+	}
+}
+
 // notifier pokes when told.
 type notifier struct{ pokes chan struct{} }
 

@@ -82,6 +82,17 @@ func TestAFullDiskEndsPodsOfANodeWithoutACluster(t *testing.T) {
 	if p := system.WaitReady(); p.Status.ContainerStatuses[0].RestartCount != 0 {
 		t.Errorf("the pod that the node depends on: %+v", p.Status)
 	}
+	over := n.Apply(t, "over", manifest(n, "over", `
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: $BOX
+    command: [sh, -c, 'dd if=/dev/zero of=/v/f bs=1M count=2; trap "exit 0" TERM; sleep 100000 & wait']
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]
+`))
+	equal(t, "message of a pod that takes more than it may", over.WaitPhase(corev1.PodFailed).Status.Message, `Usage of EmptyDir volume "v" exceeds the limit "1Mi". `)
 	found := false
 	for _, e := range n.Events() {
 		found = found || e.InvolvedObject.Kind == "Node" && e.Reason == "EvictionThresholdMet" && e.Message == "Attempting to reclaim ephemeral-storage"
