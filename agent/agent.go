@@ -169,7 +169,7 @@ func New(c Config) (*Agent, error) {
 	if a.checkpoint, err = checkpoint.Open(filepath.Join(c.StateDir, "pods")); err != nil {
 		return nil, err
 	}
-	c.Cgroups.Changed = a.counts.CgroupChanged
+	c.Cgroups.Changed, c.Cgroups.Protected = a.counts.CgroupChanged, a.counts.MemoryProtected
 	c.Cgroups.ExclusiveCPUs = func(pod *v1.Pod) bool { return a.exclusive != nil && a.exclusive.ExclusiveCPUs(pod) }
 	if a.cgroups, err = qos.NewTree(c.Cgroups); err != nil {
 		return nil, err

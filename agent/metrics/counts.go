@@ -19,6 +19,7 @@ type nodeCounts struct {
 	topologyRequests, topologyErrors           prometheus.Counter
 	topologyDuration                           prometheus.Histogram
 	bounded, unbounded                         *prometheus.CounterVec
+	memoryMin, memoryLow                       *prometheus.GaugeVec // without labels: there is none before it is set
 	cgroups                                    *prometheus.HistogramVec
 	podResources                               map[string]*prometheus.CounterVec
 	serverRenewErrors, clientRenewErrors       prometheus.Counter
@@ -44,6 +45,8 @@ func (e *Events) newNode() {
 	n.topologyDuration = e.histogram("topology_manager_admission_duration_ms", "Duration in milliseconds to serve a pod admission request.", prometheus.ExponentialBuckets(.05, 2, 15))
 	n.bounded = e.counters("container_aligned_compute_resources_count", "Cumulative number of aligned compute resources allocated to containers by alignment type.", "scope", "boundary")
 	n.unbounded = e.counters("container_aligned_compute_resources_failure_count", "Cumulative number of failures to allocate aligned compute resources to containers by alignment type.", "scope", "boundary")
+	n.memoryMin = e.lateGauge("memory_qos_node_memory_min_bytes", "Total cgroup v2 memory.min in bytes for Guaranteed pods. This memory is hard-reserved and never reclaimed by the kernel.")
+	n.memoryLow = e.lateGauge("memory_qos_node_memory_low_bytes", "Total cgroup v2 memory.low in bytes for Burstable pods. This memory is soft-reserved and may be reclaimed under extreme pressure.")
 	n.cgroups = e.histograms("cgroup_manager_duration_seconds", "Duration in seconds for cgroup manager operations. Broken down by method.", prometheus.DefBuckets, "operation_type")
 	n.podResources = map[string]*prometheus.CounterVec{}
 	for name, help := range map[string]string{
@@ -103,6 +106,13 @@ func (e *Events) Aligned(took time.Duration, failed bool) {
 	if failed {
 		e.node.topologyErrors.Inc()
 	}
+}
+
+// MemoryProtected tells how much memory of guaranteed and of burstable pods is
+// protected, in bytes.
+func (e *Events) MemoryProtected(guaranteed, burstable int64) {
+	e.node.memoryMin.WithLabelValues().Set(float64(guaranteed))
+	e.node.memoryLow.WithLabelValues().Set(float64(burstable))
 }
 
 // Bounded counts a container or a pod, which is the scope, that was to have all

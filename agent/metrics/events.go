@@ -71,6 +71,13 @@ func (e *Events) gauge(name, help string) prometheus.Gauge {
 	return g
 }
 
+// lateGauge is one that is not shown before it is set.
+func (e *Events) lateGauge(name, help string) *prometheus.GaugeVec {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Subsystem: subsystem, Name: name, Help: help}, nil)
+	e.all = append(e.all, g)
+	return g
+}
+
 func (e *Events) histogram(name, help string, buckets []float64) prometheus.Histogram {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{Subsystem: subsystem, Name: name, Help: help, Buckets: buckets})
 	e.all = append(e.all, h)

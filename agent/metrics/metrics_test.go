@@ -220,6 +220,7 @@ func tellOfTheNode(m *Metrics) {
 	m.DevicePluginRegistered("e.org/gpu")
 	m.DevicesAllocated("e.org/gpu", time.Second)
 	m.Aligned(time.Second, true)
+	m.MemoryProtected(2, 1)
 	m.Bounded("pod", "numa_node", true)
 	m.Bounded("container", "physical_cpu", false)
 	m.CPUsPinned(nil)

@@ -97,7 +97,11 @@ func compressibleSettings(list v1.ResourceList) Settings {
 }
 
 // classes are the settings of the levels that follow from their pods.
-type classes struct{ kubepods, burstable Settings }
+type classes struct {
+	kubepods, burstable Settings
+	// guaranteedBytes and burstableBytes are what is protected of pods' memory.
+	guaranteedBytes, burstableBytes int64
+}
 
 // classSettings weighs the burstable level by what its pods request and, with
 // MemoryQoS, protects what pods request of the memory (kubelet:
@@ -120,12 +124,10 @@ func classSettings(pods []*v1.Pod, node NodeInfo) classes {
 	if !node.CgroupV2 || node.MemoryQoS == nil {
 		return c
 	}
-	low, least := int64(0), int64(0)
 	if node.MemoryQoS.Tiered {
-		low = memory[v1.PodQOSBurstable]
-		least = memory[v1.PodQOSGuaranteed] + low
+		c.guaranteedBytes, c.burstableBytes = memory[v1.PodQOSGuaranteed], memory[v1.PodQOSBurstable]
 	}
-	c.kubepods.Unified = map[string]string{memoryMin: strconv.FormatInt(least, 10)}
-	c.burstable.Unified = map[string]string{memoryLow: strconv.FormatInt(low, 10)}
+	c.kubepods.Unified = map[string]string{memoryMin: strconv.FormatInt(c.guaranteedBytes+c.burstableBytes, 10)}
+	c.burstable.Unified = map[string]string{memoryLow: strconv.FormatInt(c.burstableBytes, 10)}
 	return c
 }

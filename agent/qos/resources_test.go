@@ -210,11 +210,12 @@ func TestClassSettings(t *testing.T) {
 		t.Errorf("two burstable pods of half a CPU: got %+v, want 1024 shares", got)
 	}
 	got := classSettings(pods, NodeInfo{CgroupV2: true, Enforcement: Enforcement{MemoryQoS: &MemoryQoS{Tiered: true}}})
-	if got.kubepods.Unified[memoryMin] != fmt.Sprint(1<<30+128<<20) || got.burstable.Unified[memoryLow] != fmt.Sprint(128<<20) {
+	if got.kubepods.Unified[memoryMin] != fmt.Sprint(1<<30+128<<20) || got.burstable.Unified[memoryLow] != fmt.Sprint(128<<20) ||
+		got.guaranteedBytes != 1<<30 || got.burstableBytes != 128<<20 {
 		t.Errorf("protected memory: got %+v", got)
 	}
 	got = classSettings(pods, NodeInfo{CgroupV2: true, Enforcement: Enforcement{MemoryQoS: &MemoryQoS{}}})
-	if got.kubepods.Unified[memoryMin] != "0" || got.burstable.Unified[memoryLow] != "0" {
+	if got.kubepods.Unified[memoryMin] != "0" || got.burstable.Unified[memoryLow] != "0" || got.guaranteedBytes != 0 || got.burstableBytes != 0 {
 		t.Errorf("no memory is protected without tiers: got %+v", got)
 	}
 }

@@ -43,6 +43,9 @@ type Config struct {
 	// Changed is told what was done to a pod's cgroup, "create", "update" or
 	// "destroy", and how long it took; nil: nobody counts.
 	Changed func(operation string, took time.Duration)
+	// Protected is told, with MemoryQoS, how much memory of guaranteed and of
+	// burstable pods is protected, in bytes; nil: nobody counts.
+	Protected func(guaranteed, burstable int64)
 	// ExclusiveCPUs says whether a pod has CPUs to itself and is not throttled;
 	// nil means that none has. It is asked whenever a pod's cgroup is set.
 	ExclusiveCPUs func(*v1.Pod) bool
@@ -181,6 +184,9 @@ func (t *Tree) RefreshClasses(pods []*v1.Pod) error {
 	if c.kubepods.Unified != nil {
 		if err := t.set(t.pods, c.kubepods); err != nil {
 			return err
+		}
+		if t.config.Protected != nil {
+			t.config.Protected(c.guaranteedBytes, c.burstableBytes)
 		}
 	}
 	return t.set(classNode(t.pods, v1.PodQOSBurstable), c.burstable)

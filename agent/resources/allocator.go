@@ -60,7 +60,7 @@ type Counts interface {
 	MemoryPinned(err error)
 	// Bounded: a container, or a pod as a whole, was to have all of something
 	// within a NUMA node or on whole cores, where a policy promises that, and has
-	// it or not; in the kubelet's words.
+	// it or not; or it has CPUs with one cache. In the kubelet's words.
 	Bounded(scope, boundary string, has bool)
 }
 
@@ -68,6 +68,7 @@ type Counts interface {
 const (
 	numaNode    = "numa_node"
 	physicalCPU = "physical_cpu"
+	uncoreCache = "uncore_cache"
 )
 
 // uncounted is for who counts nothing.
@@ -328,6 +329,9 @@ func (d drafts) allocate(pod *v1.Pod, c *v1.Container, hint numa.Hint, counts Co
 			counts.CPUsPinned(err)
 			if d.cpus.WholeCores() {
 				counts.Bounded(numa.ScopeContainer, physicalCPU, err == nil)
+			}
+			if err == nil && d.cpus.OneCache(pod, c) {
+				counts.Bounded(numa.ScopeContainer, uncoreCache, true) // nothing promises it: there is no failure
 			}
 		}
 		if err != nil {

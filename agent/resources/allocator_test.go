@@ -175,10 +175,16 @@ func TestWhatAPolicyPromisesIsCounted(t *testing.T) {
 		whole         bool // cores
 		want          []string
 	}{
-		{numa.PolicyRestricted, numa.ScopePod, false, nil},
-		{numa.PolicySingleNode, numa.ScopeContainer, false, []string{"container numa_node true", "container numa_node true", "container numa_node false"}},
-		{numa.PolicySingleNode, numa.ScopePod, false, []string{"pod numa_node true", "pod numa_node false"}},
-		{numa.PolicyNone, numa.ScopeContainer, true, []string{"container physical_cpu true", "container physical_cpu true", "container physical_cpu false"}},
+		{numa.PolicyRestricted, numa.ScopePod, false, []string{"container uncore_cache true", "container uncore_cache true"}},
+		{numa.PolicySingleNode, numa.ScopeContainer, false, []string{
+			"container uncore_cache true", "container numa_node true", "container uncore_cache true", "container numa_node true", "container numa_node false",
+		}},
+		{numa.PolicySingleNode, numa.ScopePod, false, []string{
+			"container uncore_cache true", "container uncore_cache true", "pod numa_node true", "pod numa_node false",
+		}},
+		{numa.PolicyNone, numa.ScopeContainer, true, []string{
+			"container physical_cpu true", "container uncore_cache true", "container physical_cpu true", "container uncore_cache true", "container physical_cpu false",
+		}},
 	} {
 		c, counts := config(t.TempDir(), test.policy, test.scope), &bounds{}
 		c.Counts = counts

@@ -57,6 +57,18 @@ func (d *Draft) Pins(pod *v1.Pod, container *v1.Container) bool {
 // WholeCores tells whether containers get cores that nobody else has a CPU of.
 func (d *Draft) WholeCores() bool { return d.policy.options.fullCores }
 
+// OneCache tells whether the container's CPUs share an uncore cache.
+func (d *Draft) OneCache(pod *v1.Pod, container *v1.Container) bool {
+	have := d.state.Assigned[string(pod.UID)][container.Name]
+	caches := map[int]bool{}
+	for _, c := range d.policy.machine.CPUs {
+		if have.Contains(c.ID) {
+			caches[c.UncoreCache] = true
+		}
+	}
+	return len(caches) == 1
+}
+
 // Hints says where the container's CPUs could come from. What it has already
 // stays where it is.
 func (d *Draft) Hints(pod *v1.Pod, container *v1.Container) numa.Hints {
