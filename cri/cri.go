@@ -50,7 +50,6 @@ import (
 	"github.com/berth-io/berth/cri/seccomp"
 	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/server"
-	"github.com/berth-io/berth/cri/shim/enter"
 )
 
 const (
@@ -120,7 +119,6 @@ type Runtime struct {
 	images  *image.Store
 	network *network.Network
 	filters *seccomp.Filters
-	sealed  *os.File // the shim's program; nil where it cannot be sealed
 	server  *server.Server
 	plugins *nri.NRI // nil without NRI
 	streams net.Listener
@@ -154,9 +152,6 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	r.network = network.New(cfg.Network)
 	if r.streams, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("listen for exec, attach and port-forward: %w", err)
-	}
-	if r.sealed, err = enter.Seal(cfg.ShimBinary); err != nil {
-		r.log.Warn("the OCI runtime starts the commands that are executed in containers, which takes longer", "reason", err)
 	}
 	config, err := r.serverConfig(ctx)
 	if err != nil {
@@ -207,7 +202,9 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 		Handlers: handlers, NoIDMap: r.noIDMap(), CDISpecDirs: cfg.CDISpecDirs,
 		Host: probed, Labels: labels, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
-		Sealed: r.sealed, Filters: r.filters,
+	}
+	if host.CanEnter() {
+		c.Filters = r.filters
 	}
 	if cfg.PodCIDRs != nil {
 		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
@@ -408,10 +405,6 @@ func (r *Runtime) Close() error {
 	if r.images != nil {
 		errs = append(errs, r.images.Close())
 		r.images = nil
-	}
-	if r.sealed != nil {
-		errs = append(errs, r.sealed.Close())
-		r.sealed = nil
 	}
 	if r.lock != nil {
 		errs = append(errs, r.lock.Close())

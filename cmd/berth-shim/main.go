@@ -30,7 +30,7 @@ func run() error {
 		case podinit.Argument:
 			return podinit.Run()
 		case enter.Argument:
-			return enter.Run(os.Args[2:])
+			return enter.Run()
 		}
 	}
 	var cfg server.Config

@@ -39,6 +39,9 @@ const (
 	// maxProfiles bounds what is remembered. A node has a handful: RuntimeDefault
 	// with and without some capabilities, and Localhost ones.
 	maxProfiles = 64
+	// retryAfter is when a profile is tried again: the reason may have been want of
+	// memory or time.
+	retryAfter = 10 * time.Minute
 	// namePrefix is that of the containers, and of their cgroups.
 	namePrefix = "berth-seccomp-"
 )
@@ -74,8 +77,9 @@ type Filters struct {
 type key [sha256.Size]byte
 
 type filter struct {
-	profile json.RawMessage // until it is known
-	program []byte          // empty: it is not known yet, or cannot be
+	profile json.RawMessage // until it was tried
+	program []byte          // empty: it is not known
+	failed  time.Time       // when it could not be found out; zero: not yet tried, or known
 }
 
 // New starts nothing.
@@ -86,12 +90,12 @@ func New(cfg Config) *Filters {
 // Of is the filter that the runtime installs for a profile, linux.seccomp of an
 // OCI configuration as it stands there: an array of struct sock_filter. The first
 // time a profile is asked for, its filter is not known; it is found out then. One
-// that cannot be found out is not known for good.
+// that cannot be found out is tried again after some time.
 func (f *Filters) Of(profile json.RawMessage) (program []byte, known bool) {
 	k := key(sha256.Sum256(profile))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if found, ok := f.known[k]; ok {
+	if found, ok := f.known[k]; ok && (found.failed.IsZero() || time.Since(found.failed) < retryAfter) {
 		return found.program, len(found.program) > 0
 	}
 	if len(f.known) >= maxProfiles {
@@ -137,6 +141,9 @@ func (f *Filters) find(ctx context.Context, k key) {
 	program, err := f.read(ctx, wanted.profile)
 	f.mu.Lock()
 	wanted.profile, wanted.program = nil, program
+	if err != nil {
+		wanted.failed = time.Now()
+	}
 	f.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
 		f.cfg.Logger.Warn("the OCI runtime starts the commands that are executed in containers with this seccomp profile: its filter cannot be had",
@@ -169,21 +176,19 @@ func (f *Filters) read(ctx context.Context, profile json.RawMessage) (_ []byte, 
 	return filterOf(pid)
 }
 
-// writeBundle makes a container that could never start: its program is empty.
+// writeBundle makes a container that is never started. Its program is one that
+// there is: the root is empty, and may be where nothing can be executed.
 // no_new_privs is off, so that the filter is installed before the start.
 func writeBundle(dir, name string, profile json.RawMessage, systemd bool) error {
-	const program = "program"
+	const program = "/proc/self/exe"
 	root := filepath.Join(dir, "rootfs")
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("make a bundle: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(root, program), nil, 0o700); err != nil {
 		return fmt.Errorf("make a bundle: %w", err)
 	}
 	s := specs.Spec{
 		Version: specs.Version,
 		Root:    &specs.Root{Path: root},
-		Process: &specs.Process{Args: []string{"/" + program}, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}},
+		Process: &specs.Process{Args: []string{program}, Cwd: "/", Capabilities: &specs.LinuxCapabilities{}},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			// The runtime makes devices there, and the bundle is where they do not work.

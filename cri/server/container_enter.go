@@ -35,36 +35,30 @@ func (s *Server) process(c store.Container, command []string, tty bool) (shim.Pr
 	if tty && !running.Process.Terminal {
 		p.Spec.Env = append(p.Spec.Env, "TERM=xterm")
 	}
-	return p, s.mayEnter(&p, c, running)
-}
-
-// mayEnter adds how the shim starts a process by itself, if it can.
-func (s *Server) mayEnter(p *shim.Process, c store.Container, running spec.Running) error {
-	if s.cfg.Sealed == nil {
-		return nil
-	}
-	sb, err := s.sandboxes.Find(c.SandboxID)
-	if err != nil {
-		return findError("sandbox", c.SandboxID, err)
-	}
-	handler, err := s.runtimeOf(sb)
-	if err != nil {
-		return err
-	}
-	if !handler.Enter {
-		return nil
+	if !s.mayEnter(c) {
+		return p, nil
 	}
 	var filter []byte
 	if running.HasSeccomp() {
-		var known bool
-		if filter, known = s.cfg.Filters.Of(running.Linux.Seccomp); !known {
-			return nil
-		}
+		filter, _ = s.cfg.Filters.Of(running.Linux.Seccomp)
 	}
 	p.Enter, err = running.Enter(c.ID, p.Spec, filter)
 	if errors.Is(err, spec.ErrByRuntime) {
-		return nil
+		return p, nil
 	}
-	p.Sealed = s.cfg.Sealed
-	return err
+	return p, err
+}
+
+// mayEnter tells whether a container is of a runtime that the shim can do
+// without. Where the runtime is not known any more, the shim still has it.
+func (s *Server) mayEnter(c store.Container) bool {
+	if s.cfg.Filters == nil {
+		return false
+	}
+	sb, err := s.sandboxes.Find(c.SandboxID)
+	if err != nil {
+		return false
+	}
+	handler, err := s.runtimeOf(sb)
+	return err == nil && handler.Enter
 }

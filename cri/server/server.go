@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -58,10 +57,8 @@ type Config struct {
 	RunDir     string // state of this boot: records, bundles, namespaces, sockets
 	StateDir   string // writable layers
 	ShimBinary string
-	// Sealed is the shim's program in a file that nobody can change, and Filters
-	// are the seccomp filters of containers: with both, the shim starts processes
-	// in containers by itself. nil: the OCI runtime does.
-	Sealed   *os.File
+	// Filters are the seccomp filters of containers, with which shims start
+	// processes in them by themselves. nil: the OCI runtime does.
 	Filters  Filters
 	Handlers *handler.Set
 	// NoIDMap says why the host cannot map the IDs of root file systems, which

@@ -30,7 +30,6 @@ type Exec struct {
 	id       uint64
 	stdio    Stdio
 	terminal bool
-	sealed   *os.File // goes with the request; nil: nothing does
 
 	exited chan wire.ExecExit // one value, or closed when the shim is gone
 }
@@ -49,7 +48,7 @@ func (c *Client) Exec(ctx context.Context, p Process, wantStdin bool) (*Exec, er
 			return nil, fmt.Errorf("encode how to start the process: %w", err)
 		}
 		if len(spec)+len(enter) < wire.MaxMessage/2 { // the runtime has no such limit
-			body.Enter, e.sealed = enter, p.Sealed
+			body.Enter = enter
 		}
 	}
 	files, err := c.ask(ctx, wire.MethodExec, body, nil, e)
@@ -76,14 +75,6 @@ func (c *Client) Exec(ctx context.Context, p Process, wantStdin bool) (*Exec, er
 		e.stdio = Stdio{Stdout: files[0], Stderr: files[1]}
 	}
 	return e, nil
-}
-
-// files are the descriptors that go with the request.
-func (e *Exec) files() []int {
-	if e == nil || e.sealed == nil {
-		return nil
-	}
-	return []int{int(e.sealed.Fd())}
 }
 
 func (c *Client) execExited(m wire.Message) {

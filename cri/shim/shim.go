@@ -84,10 +84,8 @@ type Process struct {
 	Spec        specs.Process
 	// Timeout ends every process the exec started; zero means none.
 	Timeout time.Duration
-	// Enter, if there is one, says how to start it without the OCI runtime. Sealed
-	// is what does that then, enter.Seal's; it stays the caller's.
-	Enter  *enter.Spec
-	Sealed *os.File
+	// Enter, if there is one, says how to start it without the OCI runtime.
+	Enter *enter.Spec
 }
 
 // ExecResult is the outcome of ExecSync.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/moby/sys/capability"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -68,7 +67,13 @@ func (r Running) Enter(id string, p specs.Process, filter []byte) (*enter.Spec, 
 			Bounding: bits(p.Capabilities.Bounding), Effective: bits(p.Capabilities.Effective), Permitted: bits(p.Capabilities.Permitted),
 			Inheritable: bits(p.Capabilities.Inheritable), Ambient: bits(p.Capabilities.Ambient),
 		},
-		UserNamespace: slices.ContainsFunc(r.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }),
+	}
+	for _, n := range r.Linux.Namespaces {
+		flag, ok := namespaceFlags[n.Type]
+		if !ok {
+			return nil, ErrByRuntime
+		}
+		s.Namespaces |= flag
 	}
 	for _, l := range p.Rlimits {
 		resource, ok := resources[l.Type]
@@ -149,6 +154,14 @@ var capabilityNumbers = func() map[string]uint {
 	}
 	return all
 }()
+
+// namespaceFlags are of those that can be entered. Another time is not among
+// them: only who has one thread gets it.
+var namespaceFlags = map[specs.LinuxNamespaceType]uintptr{
+	specs.MountNamespace: unix.CLONE_NEWNS, specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.UserNamespace: unix.CLONE_NEWUSER,
+	specs.CgroupNamespace: unix.CLONE_NEWCGROUP,
+}
 
 // resources are the kernel's numbers of getrlimit(2).
 var resources = map[string]int{

@@ -41,6 +41,7 @@ func TestWhatIsRareIsLeftToTheRuntime(t *testing.T) {
 		{"CPUs of its own", func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0"} }, false},
 		{"a personality", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }, false},
 		{"a cache of its own", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"} }, false},
+		{"a time namespace", func(s *specs.Spec) { s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.TimeNamespace}} }, false},
 		{"a clock of its own", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} }, false},
 		{"an unknown limit", func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NEW"}} }, false},
 		{"a profile that asks somebody", func(s *specs.Spec) {
@@ -78,7 +79,7 @@ func TestAProcessEntersWithAllThatItIsToHave(t *testing.T) {
 			SelinuxLabel: "label", ApparmorProfile: "profile",
 		}
 		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagLog, "SECCOMP_FILTER_FLAG_TSYNC"}}
-		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}}
+		s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.UserNamespace}, {Type: specs.MountNamespace, Path: "/x"}}
 	})
 	got, err := r.Enter("id", p, []byte{1, 2})
 	if err != nil {
@@ -89,9 +90,9 @@ func TestAProcessEntersWithAllThatItIsToHave(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"args":["a","b"],"env":["A=1"],"cwd":"/w","uid":1,"gid":2,"groups":[3],"umask":18,` +
-		`"rlimits":[{"resource":7,"soft":5,"hard":6}],"oomScore":7,"keyring":"_ses.id",` +
+		`"rlimits":[{"resource":7,"soft":5,"hard":6}],"oomScore":7,"keyring":"_ses.id","namespaces":268566528,` +
 		`"capabilities":{"bounding":33,"effective":32,"permitted":1,"inheritable":1099511627776,"ambient":17179869184},` +
-		`"noNewPrivileges":true,"userNamespace":true,"selinux":"label","appArmor":"profile","seccomp":"AQI=","seccompFlags":2}`
+		`"noNewPrivileges":true,"selinux":"label","appArmor":"profile","seccomp":"AQI=","seccompFlags":2}`
 	if string(text) != want {
 		t.Errorf("got\n%s\nwant\n%s", text, want)
 	}

@@ -36,23 +36,24 @@ func (c cgroups) close() {
 // errFrozen is a container that is paused: what entered would hang.
 var errFrozen = errors.New("the container is paused")
 
-// cgroupsOf opens the cgroups of process pid. own, if it is not empty, is a
-// cgroup below the container's that takes its place: of version 2 or, on a host
+// cgroupsOf opens the cgroups of the container. Its own cgroup, if the exec has
+// one, is below the container's and takes its place: of version 2 or, on a host
 // with version 1, of the freezer.
-func cgroupsOf(pid int, own string) (_ cgroups, err error) {
-	of, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+func cgroupsOf(p Place) (cgroups, error) {
+	none := cgroups{dir: -1}
+	of, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Init))
 	if err != nil {
-		return cgroups{dir: -1}, fmt.Errorf("find the container's cgroups: %w", err)
+		return none, fmt.Errorf("find the container's cgroups: %w", err)
 	}
 	mine, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return cgroups{dir: -1}, fmt.Errorf("find the shim's cgroups: %w", err)
+		return none, fmt.Errorf("find the shim's cgroups: %w", err)
 	}
 	_, err = os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers"))
-	found := locate(string(of), string(mine), own, err == nil)
-	if own != "" {
-		if err := thawed(filepath.Dir(own)); err != nil {
-			return cgroups{dir: -1}, err
+	found := locate(string(of), string(mine), p.Cgroup, err == nil)
+	for _, dir := range found.freezers {
+		if err := thawed(dir); err != nil {
+			return none, err
 		}
 	}
 	return found.open()
@@ -62,6 +63,7 @@ func cgroupsOf(pid int, own string) (_ cgroups, err error) {
 type places struct {
 	version1 []string
 	version2 string
+	freezers []string // of the container's first process
 }
 
 // locate reads two /proc/PID/cgroup: a hierarchy in which both processes are in
@@ -73,21 +75,32 @@ func locate(of, mine, own string, unified bool) places {
 	}
 	var p places
 	for hierarchy, path := range hierarchies(of) {
+		switch hierarchy {
+		case "freezer":
+			p.freezers = append(p.freezers, filepath.Join(cgroupRoot, hierarchy, path))
+		case "":
+			p.freezers = append(p.freezers, version2Dir(path, unified))
+		}
 		switch {
 		case hierarchy == "" && unified && own != "":
 			p.version2 = own
 		case hierarchy == "freezer" && !unified && own != "":
 			p.version1 = append(p.version1, own)
 		case at[hierarchy] == path:
-		case hierarchy == "" && unified:
-			p.version2 = filepath.Join(cgroupRoot, path)
 		case hierarchy == "":
-			p.version2 = filepath.Join(cgroupRoot, "unified", path)
+			p.version2 = version2Dir(path, unified)
 		default:
 			p.version1 = append(p.version1, filepath.Join(cgroupRoot, strings.TrimPrefix(hierarchy, "name="), path))
 		}
 	}
 	return p
+}
+
+func version2Dir(path string, unified bool) string {
+	if unified {
+		return filepath.Join(cgroupRoot, path)
+	}
+	return filepath.Join(cgroupRoot, "unified", path)
 }
 
 // hierarchies are controllers and paths, a line each; version 2 has no
@@ -128,15 +141,16 @@ func (p places) open() (_ cgroups, err error) {
 	return c, nil
 }
 
-// thawed refuses a cgroup that is frozen, or about to be.
+// thawed refuses a cgroup that is frozen, or about to be, by itself or with one
+// above it.
 func thawed(dir string) error {
-	for _, f := range []struct{ name, frozen string }{{"freezer.state", "FR"}, {"cgroup.freeze", "1"}} {
+	for _, f := range []struct{ name, frozen string }{{"freezer.state", "FR"}, {"cgroup.events", "frozen 1"}} {
 		state, err := os.ReadFile(filepath.Join(dir, f.name))
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // the other version's file
+		case errors.Is(err, fs.ErrNotExist): // the other version's file, or the root
 		case err != nil:
 			return fmt.Errorf("see whether the container is paused: %w", err)
-		case bytes.HasPrefix(state, []byte(f.frozen)):
+		case bytes.Contains(state, []byte(f.frozen)):
 			return errFrozen
 		}
 	}

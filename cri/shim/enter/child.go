@@ -16,7 +16,9 @@ type step uint32
 
 const (
 	stepSession step = iota
+	stepStreams
 	stepCgroup
+	stepCgroupNamespace
 	stepRlimit
 	stepUserNamespace
 	stepKeyring
@@ -37,7 +39,7 @@ const (
 )
 
 var steps = [...]string{
-	"make a session", "join the container's cgroups", "set resource limits", "enter the user namespace", "join the session keyring",
+	"make a session", "take the streams", "join the container's cgroups", "enter the cgroup namespace", "set resource limits", "enter the user namespace", "join the session keyring",
 	"set no_new_privs", "close descriptors", "give the streams to the user", "drop capabilities", "keep capabilities",
 	"change the working directory", "install the seccomp filter", "set the groups", "set the group", "set the user",
 	"see whether the working directory is in the container", "set the capabilities", "unblock signals", "execute the program",
@@ -109,9 +111,17 @@ func (c *child) forkBlocked() (pid int, errno syscall.Errno) {
 //go:norace
 //go:nosplit
 func (c *child) enter() syscall.Errno {
+	// Without its parent nobody would know of the program.
+	c.prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
 	c.step = stepSession
 	if _, _, errno := syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return errno
+	}
+	c.step = stepStreams
+	for fd := uintptr(0); fd < 3; fd++ {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_DUP3, StdioFD+fd, fd, 0); errno != 0 {
+			return errno
+		}
 	}
 	for sig := uintptr(1); sig <= 64; sig++ { // SIGKILL and SIGSTOP refuse
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.none)), 0, 8, 0, 0)
@@ -123,6 +133,15 @@ func (c *child) enter() syscall.Errno {
 			return errno
 		}
 	}
+	// The container's CPUs are those of its cgroup, not what the shim may be pinned
+	// to. The kernel leaves out what is too much, and runc takes a refusal.
+	syscall.RawSyscall(unix.SYS_SCHED_SETAFFINITY, 0, unsafe.Sizeof(c.all), uintptr(unsafe.Pointer(&c.all)))
+	if c.later&unix.CLONE_NEWCGROUP != 0 {
+		c.step = stepCgroupNamespace
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, InitFD, unix.CLONE_NEWCGROUP, 0); errno != 0 {
+			return errno
+		}
+	}
 	c.step = stepRlimit
 	for i := 0; i < len(c.rlimits); i++ {
 		limit := &c.rlimits[i]
@@ -130,7 +149,7 @@ func (c *child) enter() syscall.Errno {
 			return errno
 		}
 	}
-	if c.userns {
+	if c.later&unix.CLONE_NEWUSER != 0 {
 		c.step = stepUserNamespace
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, InitFD, unix.CLONE_NEWUSER, 0); errno != 0 {
 			return errno
@@ -301,6 +320,7 @@ func (c *child) setCapabilities() syscall.Errno {
 //go:norace
 //go:nosplit
 func (c *child) execute() syscall.Errno {
+	c.prctl(unix.PR_SET_PDEATHSIG, 0, 0)
 	c.step = stepSignals
 	if _, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&c.none)), 0, 8, 0, 0); errno != 0 {
 		return errno

@@ -10,7 +10,8 @@
 // A failure here never reaches a user. Nothing has happened in the container
 // until the program is executed, so the shim has the runtime do the same then,
 // and the runtime's error is the answer. That makes it simple: what it does not
-// know how to do, it refuses.
+// know how to do, it refuses. The one thing to be careful of is not to start a
+// program twice: Report says when there is no way back.
 //
 // Order matters, and follows runc's (libcontainer/setns_init_linux.go and
 // nsexec.c of 1.5):
@@ -20,11 +21,13 @@
 //	cgroups.go  which cgroups those of the container are
 //	account.go  what the container's files say of the user, and where programs are
 //	child.go    the fork: it enters the rest, and becomes the program
+//	seal.go     what the process is executed from
 //
-// The process runs from a sealed copy of its file (Seal): a program that is
-// executed through /proc/self/exe in the container finds that, not the host's
-// file (CVE-2019-5736). It cannot be dumped or traced by users, and is in the
-// container's pid namespace only from the fork to the execution, some 100 µs.
+// The process runs from a sealed copy of its file, made for it alone (Seal): a
+// program that is executed through /proc/self/exe in the container finds that,
+// not the host's file (CVE-2019-5736), and nothing that another container's
+// processes are executed from. It cannot be dumped or traced by users, and is in
+// the container's pid namespace only from the fork to the execution, some 100 µs.
 package enter
 
 import (
@@ -36,28 +39,36 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Argument makes berth-shim be this process. Two more follow: the directory of
-// the exec's own cgroup, or "", and the process ID of the container's first
-// process.
+// Argument makes berth-shim be this process.
 const Argument = "enter"
 
-// Descriptors that the process is started with, beside the program's stdio.
+// Descriptors that the process is started with. Its standard streams are not the
+// program's: what Go says when it has to give up is not the program's output.
 const (
 	LockFD   = 3 // held, not used
-	SpecFD   = 4 // a Spec as JSON
-	ReportFD = 5 // takes a Report as JSON
+	InputFD  = 4 // a Place and a Spec as JSON
+	ReportFD = 5 // takes Reports as JSON
 	InitFD   = 6 // pidfd of the container's first process
 	SelfFD   = 7 // what the process is executed from
+	StdioFD  = 8 // and the next two: the program's standard streams
 )
 
 // Path is what to execute: the descriptor SelfFD.
 const Path = "/proc/self/fd/7"
 
-// Spec is the program, and what it may do.
+// Place is where the container is, as the shim knows.
+type Place struct {
+	Init   int    `json:"init"`             // process ID of the container's first process
+	Cgroup string `json:"cgroup,omitempty"` // directory of the exec's own cgroup, if it has one
+}
+
+// Spec is the program, and what it may do, as the daemon knows. A field that the
+// shim's version does not know is refused.
 type Spec struct {
 	Args     []string `json:"args"` // the first is looked for in the PATH of Env
 	Env      []string `json:"env,omitempty"`
@@ -69,10 +80,10 @@ type Spec struct {
 	Rlimits  []Rlimit `json:"rlimits,omitempty"`
 	OOMScore *int     `json:"oomScore,omitempty"`
 	Keyring  string   `json:"keyring"` // name of the session keyring
-	// Capabilities, a bit each by the kernel's numbers.
+	// Namespaces are the clone flags of those that the container has of its own.
+	Namespaces      uintptr      `json:"namespaces"`
 	Capabilities    Capabilities `json:"capabilities"`
 	NoNewPrivileges bool         `json:"noNewPrivileges,omitempty"`
-	UserNamespace   bool         `json:"userNamespace,omitempty"` // the container has one of its own
 	// SELinux and AppArmor are the label and profile to be executed with.
 	SELinux  string `json:"selinux,omitempty"`
 	AppArmor string `json:"appArmor,omitempty"`
@@ -89,7 +100,8 @@ type Rlimit struct {
 	Hard     uint64 `json:"hard"`
 }
 
-// Capabilities are the five sets of capabilities(7).
+// Capabilities are the five sets of capabilities(7), a bit for each capability
+// by the kernel's numbers.
 type Capabilities struct {
 	Bounding    uint64 `json:"bounding,omitempty"`
 	Effective   uint64 `json:"effective,omitempty"`
@@ -98,51 +110,50 @@ type Capabilities struct {
 	Ambient     uint64 `json:"ambient,omitempty"`
 }
 
-// Report says how it went: the program runs, or nothing has happened.
+// Report says how far it has come. From Forking on the program may have been
+// started, unless an Error follows. What has an Error has done nothing.
 type Report struct {
-	Pid   int    `json:"pid,omitempty"` // of the program, in the host's pid namespace
-	Error string `json:"error,omitempty"`
+	Forking bool   `json:"forking,omitempty"`
+	Pid     int    `json:"pid,omitempty"` // of the program, in the host's pid namespace
+	Error   string `json:"error,omitempty"`
 }
 
 // Run is the process. The program that it leaves behind is to be adopted by
 // the subreaper it was started by.
-func Run(args []string) error {
+func Run() error {
 	runtime.LockOSThread() // what is set for the program is set for a thread
-	pid, err := run(args)
-	r := Report{Pid: pid}
+	pid, err := run()
 	if err != nil {
-		r.Error = err.Error()
+		return report(Report{Error: err.Error()})
 	}
-	text, err := json.Marshal(r)
-	if err == nil {
-		_, err = unix.Write(ReportFD, text) // shorter than what a pipe takes at once
-	}
-	return err
+	return report(Report{Pid: pid})
 }
 
-func run(args []string) (pid int, err error) {
-	if len(args) != 2 {
-		return 0, errors.New("a cgroup and a process ID are needed: this program is started by the shim")
-	}
-	init, err := strconv.Atoi(args[1])
+// report is shorter than what a pipe takes at once.
+func report(r Report) error {
+	text, err := json.Marshal(r)
 	if err != nil {
-		return 0, fmt.Errorf("the container's process: %w", err)
+		return err
 	}
-	for fd := LockFD; fd <= SelfFD; fd++ {
-		unix.CloseOnExec(fd)
+	if _, err := unix.Write(ReportFD, text); err != nil {
+		return fmt.Errorf("report to the shim: %w", err)
 	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return 0, fmt.Errorf("hide from other processes: %w", err)
+	return nil
+}
+
+func run() (pid int, err error) {
+	if err := hide(); err != nil {
+		return 0, err
 	}
-	var s Spec
-	if err := json.NewDecoder(os.NewFile(SpecFD, "spec")).Decode(&s); err != nil {
-		return 0, fmt.Errorf("read what to start: %w", err)
-	}
-	places, err := cgroupsOf(init, args[0])
+	place, s, err := readInput(os.NewFile(InputFD, "input"))
 	if err != nil {
 		return 0, err
 	}
-	defer places.close()
+	cgroups, err := cgroupsOf(place)
+	if err != nil {
+		return 0, err
+	}
+	defer cgroups.close()
 	// A process ID may have been used again by now, what the descriptor names not.
 	if err := unix.PidfdSendSignal(InitFD, 0, nil, 0); err != nil {
 		return 0, fmt.Errorf("the container's first process: %w", err)
@@ -157,28 +168,62 @@ func run(args []string) (pid int, err error) {
 		}
 	}
 	restoreFileLimit()
-	if err := enterNamespaces(); err != nil {
+	files, err := openDescriptors()
+	if err != nil {
 		return 0, err
 	}
-	c, err := prepare(s, places)
+	defer files.close()
+	if err := enterNamespaces(s.Namespaces); err != nil {
+		return 0, err
+	}
+	c, err := prepare(s, cgroups, files)
 	if err != nil {
 		return 0, err
 	}
 	return start(c)
 }
 
-// namespaces are those that any container may have of its own. Where it shares
-// one with the host, entering it changes nothing.
-const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+// hide keeps others from looking into the process, and its descriptors from the
+// program.
+func hide() error {
+	for fd := LockFD; fd < StdioFD+3; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	name := [16]byte{'b', 'e', 'r', 't', 'h', '-', 'e', 'n', 't', 'e', 'r'} // in place of the descriptor's number
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0, 0, 0)
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("hide from other processes: %w", err)
+	}
+	return nil
+}
+
+func readInput(from io.Reader) (place Place, s Spec, err error) {
+	input := json.NewDecoder(from)
+	input.DisallowUnknownFields()
+	if err = input.Decode(&place); err == nil {
+		err = input.Decode(&s)
+	}
+	if err != nil {
+		return place, s, fmt.Errorf("read what to start: %w", err)
+	}
+	return place, s, nil
+}
+
+// later are namespaces that the child enters: a user namespace only a process
+// with one thread may enter, and who has entered a cgroup namespace cannot make a
+// process in a cgroup outside of it any more.
+const later = unix.CLONE_NEWUSER | unix.CLONE_NEWCGROUP
 
 // enterNamespaces is about the calling thread, and of the pid namespace about
-// the processes that it makes. A user namespace has to wait: no thread of
-// several may enter one.
-func enterNamespaces() error {
+// the processes that it makes.
+func enterNamespaces(own uintptr) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("have a root directory of the thread's own: %w", err)
 	}
-	if err := unix.Setns(InitFD, namespaces); err != nil {
+	if own&^later == 0 {
+		return errors.New("the container has no namespaces of its own")
+	}
+	if err := unix.Setns(InitFD, int(own&^later)); err != nil {
 		return fmt.Errorf("enter the container's namespaces: %w", err)
 	}
 	return nil
@@ -219,12 +264,15 @@ func start(c *child) (pid int, err error) {
 	failed := os.NewFile(uintptr(p[0]), "pipe of the child")
 	defer failed.Close()
 	c.report = p[1]
+	if err := report(Report{Forking: true}); err != nil {
+		_ = unix.Close(p[1])
+		return 0, err
+	}
 	pid, errno := c.fork()
 	_ = unix.Close(p[1])
 	if errno != 0 {
 		return 0, fmt.Errorf("fork: %w", errno)
 	}
-	var said failure
 	text, err := io.ReadAll(failed)
 	if err != nil {
 		return 0, fmt.Errorf("wait for the program to be executed: %w", err)
@@ -233,6 +281,7 @@ func start(c *child) (pid int, err error) {
 		return pid, nil
 	}
 	_, _ = unix.Wait4(pid, nil, 0, nil)
+	var said failure
 	if err := said.decode(text); err != nil {
 		return 0, err
 	}

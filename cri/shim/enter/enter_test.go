@@ -24,13 +24,12 @@ func TestTheEnvironmentHasEachVariableOnce(t *testing.T) {
 		{"the last of two counts, where it is", []string{"A=1", "B=2", "A=3", "HOME=/h"}, []string{"B=2", "A=3", "HOME=/h"}},
 		{"an empty value is one", []string{"A=", "HOME=/h"}, []string{"A=", "HOME=/h"}},
 		{"an equals sign in a value", []string{"A=x=y", "HOME=/h"}, []string{"A=x=y", "HOME=/h"}},
-		{"an earlier home counts when the last is empty", []string{"HOME=/h", "HOME="}, []string{"HOME=/h"}},
 		{"no equals sign", []string{"A", "HOME=/h"}, nil},
 		{"no name", []string{"=1", "HOME=/h"}, nil},
 		{"a NUL", []string{"A=\x00", "HOME=/h"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := environment(c.env, 0)
+			got, err := descriptors(-1).environment(c.env, 0)
 			if !slices.Equal(got, c.want) || (err != nil) != (c.want == nil) {
 				t.Errorf("got %q, %v, want %q", got, err, c.want)
 			}
@@ -39,8 +38,8 @@ func TestTheEnvironmentHasEachVariableOnce(t *testing.T) {
 }
 
 func TestAUsersHomeIsThatOfTheFirstEntry(t *testing.T) {
-	const passwd = "root:x:0:0:root:/root:/bin/sh\n\n# comment\nbroken\nshort:x:7:7\nempty:x:8:8:::\n  a:x:1000:1000::/home/a:/bin/sh\nb:x:1000:1000::/home/b:/bin/sh\nnoshell:x:9:9::/nine\n"
-	for uid, want := range map[uint32]string{0: "/root", 1000: "/home/a", 4: "/", 7: "/", 8: "", 9: "/nine"} {
+	const passwd = "root:x:0:0:root:/root:/bin/sh\n\nshort:x:7:7\nempty:x:8:8:::\na:x:1000:1000::/home/a:/bin/sh\nb:x:1000:1000::/home/b:/bin/sh\nzeros:x:0011:11::/eleven:/bin/sh\n"
+	for uid, want := range map[uint32]string{0: "/root", 1000: "/home/a", 4: "/", 7: "", 8: "", 11: "/eleven"} {
 		got, err := findHome(strings.NewReader(passwd), uid)
 		if err != nil || got != want {
 			t.Errorf("the home of %d is %q, %v, not %q", uid, got, err, want)
@@ -56,7 +55,7 @@ func FuzzFindHome(f *testing.F) {
 	f.Add(":::::::::", uint32(7))
 	f.Fuzz(func(t *testing.T, passwd string, uid uint32) {
 		home, err := findHome(strings.NewReader(passwd), uid)
-		if err == nil && home != "/" && !strings.Contains(passwd, home) {
+		if err == nil && home != "/" && !strings.Contains(passwd, home) && home != "" {
 			t.Errorf("%q is from nowhere", home)
 		}
 	})
@@ -126,7 +125,7 @@ func TestTheContainersCgroupsAreEntered(t *testing.T) {
 func TestAPausedContainerIsNotEntered(t *testing.T) {
 	for text, want := range map[string]error{
 		"freezer.state=THAWED\n": nil, "freezer.state=FROZEN\n": errFrozen, "freezer.state=FREEZING\n": errFrozen,
-		"cgroup.freeze=0\n": nil, "cgroup.freeze=1\n": errFrozen, "other=1": nil,
+		"cgroup.events=populated 1\nfrozen 0\n": nil, "cgroup.events=populated 1\nfrozen 1\n": errFrozen, "other=1": nil,
 	} {
 		dir := t.TempDir()
 		file, content, _ := strings.Cut(text, "=")
@@ -177,22 +176,42 @@ func TestASealedProgramCannotBeChanged(t *testing.T) {
 	if err := os.WriteFile(path, []byte("#!/bin/true\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Seal(path)
+	fd, err := seal(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, err := f.WriteAt([]byte("x"), 0); err == nil {
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, []byte("x"), 0); err == nil {
 		t.Error("it can be written")
 	}
-	if err := f.Truncate(0); err == nil {
+	if err := unix.Ftruncate(fd, 0); err == nil {
 		t.Error("it can be cut off")
 	}
 	text := make([]byte, 12)
-	if _, err := f.ReadAt(text, 0); err != nil || string(text) != "#!/bin/true\n" {
+	if _, err := unix.Pread(fd, text, 0); err != nil || string(text) != "#!/bin/true\n" {
 		t.Errorf("it says %q, %v", text, err)
 	}
-	if _, err := Seal(path + "-none"); err == nil {
+	if _, err := seal(path + "-none"); err == nil {
 		t.Error("what is not there was sealed")
+	}
+}
+
+// A daemon that asks for more than this version knows must not get less.
+func TestAFieldThatIsNotKnownIsRefused(t *testing.T) {
+	const place = `{"init":7,"cgroup":"/c"}`
+	for text, ok := range map[string]bool{
+		place + `{"args":["x"],"cwd":"/"}`: true, place + `{"args":["x"],"cage":true}`: false, `{"init":7,"more":1}{"args":["x"]}`: false, place: false, "": false,
+	} {
+		p, s, err := readInput(strings.NewReader(text))
+		if (err == nil) != ok || (ok && (p.Init != 7 || p.Cgroup != "/c" || s.Args[0] != "x")) {
+			t.Errorf("%s: %+v, %+v, %v", text, p, s, err)
+		}
+	}
+}
+
+func TestWhatCannotBeLookedAtIsNotPassedOver(t *testing.T) {
+	name := strings.Repeat("x", 300) // longer than a name can be
+	if got, err := programAt(name, []string{"PATH=/bin"}); err == nil || errors.Is(err, errNotFound) {
+		t.Errorf("got %q, %v", got, err)
 	}
 }

@@ -16,7 +16,7 @@ type child struct {
 
 	tasks   []int
 	rlimits []Rlimit
-	userns  bool
+	later   uintptr // namespaces to enter
 	keyring *byte
 	umask   int // -1: as it is
 
@@ -37,6 +37,7 @@ type child struct {
 
 	// What the kernel writes to, or reads as it is.
 	stat      unix.Stat_t
+	all       [maxCPUs / 64]uint64
 	where     [unix.PathMax]byte
 	none      [16]uint64 // no signals; the default action
 	capHeader unix.CapUserHeader
@@ -52,14 +53,17 @@ type cloneArgs struct {
 // maxFilter is the kernel's bound on a filter, in instructions (BPF_MAXINSNS).
 const maxFilter = 4096
 
-func prepare(s Spec, places cgroups) (*child, error) {
+// maxCPUs is more than any kernel knows.
+const maxCPUs = 64 * 1024
+
+func prepare(s Spec, places cgroups, files descriptors) (*child, error) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		return nil, errors.New("on this architecture system calls for users and limits have other formats")
 	}
 	if len(s.Args) == 0 || s.Args[0] == "" {
 		return nil, errNotFound
 	}
-	env, err := environment(s.Env, s.UID)
+	env, err := files.environment(s.Env, s.UID)
 	if err != nil {
 		return nil, err
 	}
@@ -69,11 +73,14 @@ func prepare(s Spec, places cgroups) (*child, error) {
 	}
 	c := &child{
 		clone: cloneArgs{exitSignal: uint64(unix.SIGCHLD)},
-		tasks: places.tasks, rlimits: s.Rlimits, userns: s.UserNamespace,
+		tasks: places.tasks, rlimits: s.Rlimits, later: s.Namespaces & later,
 		umask: -1, bounding: s.Capabilities.Bounding, ambient: s.Capabilities.Ambient,
 		uid: uintptr(s.UID), gid: uintptr(s.GID), groups: s.Groups, nnp: s.NoNewPrivileges,
 		filterFlags: s.SeccompFlags,
 		capHeader:   unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3},
+	}
+	for i := range c.all {
+		c.all[i] = ^uint64(0)
 	}
 	if places.dir >= 0 {
 		c.clone.flags |= unix.CLONE_INTO_CGROUP

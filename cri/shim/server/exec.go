@@ -3,7 +3,6 @@ package server
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -29,14 +28,15 @@ type execution struct {
 
 	// Guarded by server.mu; the group does not change once the runtime is called.
 	group    cgroup.Exec
-	pid      int  // 0: the runtime is still starting it
+	pid      int  // 0: it is still being started
+	helper   int  // the process that enters the container for it; 0: none
 	killed   bool // before or after it started
 	timedOut bool
 }
 
 // exec starts a process and answers with the daemon's ends of its stdio. Its
 // exit follows as an event on the same connection.
-func (s *server) exec(key execKey, b wire.Exec, files []*os.File) (reply, error) {
+func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	c, err := s.lookup(b.ContainerID)
 	if err != nil {
 		return reply{}, err
@@ -66,7 +66,7 @@ func (s *server) exec(key execKey, b wire.Exec, files []*os.File) (reply, error)
 	if err != nil {
 		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
 	}
-	pipes, exit, err := s.startExec(key, e, b, files)
+	pipes, exit, err := s.startExec(key, e, b)
 	if err != nil {
 		group.Kill() // a runtime that was killed may have got this far
 		group.Remove()
@@ -87,9 +87,8 @@ func (s *server) exec(key execKey, b wire.Exec, files []*os.File) (reply, error)
 	return reply{files: pipes.ours, then: follow}, nil
 }
 
-// startExec starts the process, by itself or by the runtime. On error no
-// descriptor is left.
-func (s *server) startExec(key execKey, e *execution, b wire.Exec, files []*os.File) (_ *execPipes, _ <-chan reap.Exit, err error) {
+// startExec starts the process with its streams. On error no descriptor is left.
+func (s *server) startExec(key execKey, e *execution, b wire.Exec) (_ *execPipes, _ <-chan reap.Exit, err error) {
 	pipes, err := newExecPipes(b, e.container.spec)
 	if err != nil {
 		return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
@@ -109,11 +108,9 @@ func (s *server) startExec(key execKey, e *execution, b wire.Exec, files []*os.F
 		}
 		defer term.close()
 	}
-	started, entered := s.enter(e, b, child, files)
-	if !entered {
-		if started, err = s.runtime.Exec(b.ContainerID, b.Process, child, e.group.Argument()); err != nil {
-			return nil, nil, err
-		}
+	started, err := s.launch(e, b, child)
+	if err != nil {
+		return nil, nil, err
 	}
 	failpoint.Hit("shim/exec-started")
 	s.mu.Lock()
@@ -145,8 +142,9 @@ func (s *server) timeOut(e *execution) {
 func (s *server) killExec(e *execution) {
 	s.mu.Lock()
 	e.killed = true
-	pid, group := e.pid, e.group
+	pid, helper, group := e.pid, e.helper, e.group
 	s.mu.Unlock()
+	_ = s.reaper.Signal(helper, unix.SIGKILL)
 	_ = s.reaper.Signal(pid, unix.SIGKILL) // it may have ended by itself, or not have started
 	group.Kill()
 }

@@ -59,7 +59,7 @@ type server struct {
 	conns      map[*wire.Conn]bool
 	containers map[string]*container
 	execs      map[execKey]*execution
-	refused    string        // why the last exec was left to the runtime
+	declined   string        // why the last exec was left to the runtime
 	initPid    int           // of the sandbox's shared pid namespace; 0: none
 	initEnded  chan struct{} // closed when that process has ended
 
@@ -191,13 +191,16 @@ func (s *server) accept(fd int) error {
 func (s *server) serve(c *wire.Conn) {
 	for {
 		m, files, err := c.Read()
+		for _, f := range files { // no request carries any
+			_ = f.Close()
+		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
 				logf("connection: %v", err)
 			}
 			break
 		}
-		go s.handle(c, m, files)
+		go s.handle(c, m)
 	}
 	s.mu.Lock()
 	delete(s.conns, c)
@@ -214,13 +217,9 @@ type reply struct {
 	then  func() // runs after the answer was sent
 }
 
-// handle answers a request. The files are those that came with it.
-func (s *server) handle(c *wire.Conn, m wire.Message, files []*os.File) {
+func (s *server) handle(c *wire.Conn, m wire.Message) {
 	defer s.rest.Reset(quiet)
-	answer, err := s.do(c, m, files)
-	for _, f := range files {
-		_ = f.Close()
-	}
+	answer, err := s.do(c, m)
 	out := wire.Message{ID: m.ID}
 	if err != nil {
 		var known *wire.Error
@@ -245,7 +244,7 @@ func (s *server) handle(c *wire.Conn, m wire.Message, files []*os.File) {
 	}
 }
 
-func (s *server) do(c *wire.Conn, m wire.Message, files []*os.File) (reply, error) {
+func (s *server) do(c *wire.Conn, m wire.Message) (reply, error) {
 	switch m.Method {
 	case wire.MethodInfo:
 		return reply{body: wire.Info{Pid: os.Getpid()}}, nil
@@ -270,7 +269,7 @@ func (s *server) do(c *wire.Conn, m wire.Message, files []*os.File) (reply, erro
 	case wire.MethodDelete:
 		return with(m, func(b wire.Target) (reply, error) { return reply{}, s.delete(b.ID) })
 	case wire.MethodExec:
-		return with(m, func(b wire.Exec) (reply, error) { return s.exec(execKey{c, m.ID}, b, files) })
+		return with(m, func(b wire.Exec) (reply, error) { return s.exec(execKey{c, m.ID}, b) })
 	case wire.MethodExecKill:
 		return with(m, func(b wire.ExecKill) (reply, error) { return reply{}, s.execKill(execKey{c, b.Exec}) })
 	case wire.MethodAttach:
