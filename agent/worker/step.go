@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/checkpoint"
@@ -62,13 +63,23 @@ func (w *Worker) takeMail() mail {
 			w.state.updated = time.Now()
 		}
 		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
+		w.state.dirty = w.state.dirty || !alike(&pod, w.pod)
 		w.pod, w.news = &pod, nil
 		if w.state.operation == "" {
 			w.state.operation = "update"
 		}
-		w.state.dirty = true
 	}
 	return mail{stop: w.stop, forgotten: w.forgotten}
+}
+
+// alike tells whether a checkpoint of one pod does for the other. A status that
+// the API server has been told comes back, with another version and who wrote it.
+func alike(a, b *v1.Pod) bool {
+	before, after := *a, *b
+	for _, p := range []*v1.Pod{&before, &after} {
+		p.ResourceVersion, p.ManagedFields = "", nil
+	}
+	return equality.Semantic.DeepEqual(&before, &after)
 }
 
 func (w *Worker) move(e phase.Event) {
