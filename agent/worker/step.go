@@ -44,7 +44,7 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 		acted, wake = w.stepRelease(ctx, &obs)
 	}
 	if w.state.phase != phase.Finished {
-		w.publish(&obs)
+		w.publish(&obs, acted)
 	}
 	return acted, wake
 }
@@ -212,7 +212,7 @@ func (w *Worker) refreshVolumes(ctx context.Context, obs *observed.Pod) (again t
 // a failure with its time to try again; the plan takes it from there.
 func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) {
 	key := failureKey(obs, a)
-	w.publish(obs) // before what may take long: what is known so far
+	w.publish(obs, false) // before what may take long: what is known so far
 	ctx, done := w.interruptible(ctx, time.Time{})
 	defer done()
 	began := time.Now()
