@@ -28,10 +28,11 @@ const (
 	worthwhile = 16 << 20
 
 	// calmPercent is by how much the heap of a daemon that is not busy may grow
-	// before it is collected: its garbage is short-lived.
-	calmPercent = 50
+	// before it is collected: its garbage is short-lived, and its memory is what
+	// pods cannot have.
+	calmPercent = 30
 	// busyPercent is the same for one that is. The heap of a burst of 100 pods has
-	// 35 MB instead of 25 then, for seconds.
+	// 35 MB instead of 23 then, for seconds.
 	busyPercent = 100
 	// soon is when a collection follows another because the daemon is busy.
 	soon = time.Second
