@@ -11,6 +11,7 @@
 //	events     container events for whoever watches
 //	checkpoint archives of containers that go on later
 //	cdi, host  devices by vendors' files, and what the host has
+//	seccomp    the filters that the OCI runtime installs
 //	selinux    how pods and containers are labelled
 //	store      records of sandboxes and containers
 //	ns, rootfs, cgroup   the kernel's part of a sandbox and a container
@@ -46,8 +47,10 @@ import (
 	"github.com/berth-io/berth/cri/network"
 	"github.com/berth-io/berth/cri/nri"
 	"github.com/berth-io/berth/cri/rootfs"
+	"github.com/berth-io/berth/cri/seccomp"
 	"github.com/berth-io/berth/cri/selinux"
 	"github.com/berth-io/berth/cri/server"
+	"github.com/berth-io/berth/cri/shim/enter"
 )
 
 const (
@@ -116,6 +119,8 @@ type Runtime struct {
 	lock    *os.File
 	images  *image.Store
 	network *network.Network
+	filters *seccomp.Filters
+	sealed  *os.File // the shim's program; nil where it cannot be sealed
 	server  *server.Server
 	plugins *nri.NRI // nil without NRI
 	streams net.Listener
@@ -150,6 +155,9 @@ func New(ctx context.Context, cfg Config) (_ *Runtime, err error) {
 	if r.streams, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, fmt.Errorf("listen for exec, attach and port-forward: %w", err)
 	}
+	if r.sealed, err = enter.Seal(cfg.ShimBinary); err != nil {
+		r.log.Warn("the OCI runtime starts the commands that are executed in containers, which takes longer", "reason", err)
+	}
 	config, err := r.serverConfig(ctx)
 	if err != nil {
 		return nil, err
@@ -168,6 +176,10 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 	if err != nil {
 		return server.Config{}, err
 	}
+	r.filters = seccomp.New(seccomp.Config{
+		Dir: filepath.Join(cfg.RunDir, "seccomp"), Runtime: cfg.RuntimeBinary, SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
+		Cgroups: cgroups, Timeout: runtimeTimeout, Logger: r.log,
+	})
 	bootID, err := host.BootID()
 	if err != nil {
 		return server.Config{}, err
@@ -195,6 +207,7 @@ func (r *Runtime) serverConfig(ctx context.Context) (server.Config, error) {
 		Handlers: handlers, NoIDMap: r.noIDMap(), CDISpecDirs: cfg.CDISpecDirs,
 		Host: probed, Labels: labels, Cgroups: cgroups, BootID: bootID, Version: cfg.Version,
 		StreamAddr: r.streams.Addr().String(), Logger: r.log,
+		Sealed: r.sealed, Filters: r.filters,
 	}
 	if cfg.PodCIDRs != nil {
 		c.PodCIDRs = podCIDRs{cfg.PodCIDRs, r.network}
@@ -244,7 +257,7 @@ const HandlerRunc = "runc"
 
 func (cfg Config) handlers() (*handler.Set, error) {
 	all := map[string]handler.Config{HandlerRunc: {
-		Path: cfg.RuntimeBinary, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.CgroupDriver == DriverSystemd,
+		Path: cfg.RuntimeBinary, Root: cfg.RuntimeRoot, SystemdCgroup: cfg.CgroupDriver == DriverSystemd, Enter: true,
 	}}
 	maps.Copy(all, cfg.Handlers)
 	for name, h := range all {
@@ -326,6 +339,7 @@ func (r *Runtime) Run(ctx context.Context) (err error) {
 		return err
 	}
 	group.Go(func() error { return r.images.Run(ctx) })
+	group.Go(func() error { return r.filters.Run(ctx) })
 	listener, err := r.listen()
 	if err != nil {
 		return err
@@ -394,6 +408,10 @@ func (r *Runtime) Close() error {
 	if r.images != nil {
 		errs = append(errs, r.images.Close())
 		r.images = nil
+	}
+	if r.sealed != nil {
+		errs = append(errs, r.sealed.Close())
+		r.sealed = nil
 	}
 	if r.lock != nil {
 		errs = append(errs, r.lock.Close())

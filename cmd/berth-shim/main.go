@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/berth-io/berth/cri/shim/enter"
 	"github.com/berth-io/berth/cri/shim/podinit"
 	"github.com/berth-io/berth/cri/shim/server"
 )
@@ -24,8 +25,13 @@ func main() {
 }
 
 func run() error {
-	if len(os.Args) > 1 && os.Args[1] == podinit.Argument {
-		return podinit.Run()
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case podinit.Argument:
+			return podinit.Run()
+		case enter.Argument:
+			return enter.Run(os.Args[2:])
+		}
 	}
 	var cfg server.Config
 	flag.StringVar(&cfg.ID, "id", "", "of the sandbox")

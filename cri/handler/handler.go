@@ -23,6 +23,9 @@ type Config struct {
 	SystemdCgroup bool          // pass --systemd-cgroup
 	Args          []string      // global flags before the command, such as --debug
 	Timeout       time.Duration // of one command; zero means none
+	// Enter has the shim start the processes of Exec and ExecSync by itself, see
+	// package enter. It is for runtimes whose containers are made as runc's are.
+	Enter bool
 	// PrivilegedWithoutHostDevices keeps the node's devices from privileged
 	// containers that ask for none, as runtimes want it that bring a kernel of
 	// their own (containerd has an option of this name).

@@ -2,14 +2,10 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -27,12 +23,13 @@ func (s *Server) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if err != nil {
 		return nil, err
 	}
-	process, err := s.execProcess(c, req.GetCmd(), false)
+	process, err := s.process(c, req.GetCmd(), false)
 	if err != nil {
 		return nil, err
 	}
 	timeout := time.Duration(req.GetTimeout()) * time.Second
-	result, err := client.ExecSync(ctx, shim.Process{ContainerID: c.ID, Spec: process, Timeout: timeout})
+	process.Timeout = timeout
+	result, err := client.ExecSync(ctx, process)
 	if err != nil {
 		return nil, err // it names the container
 	}
@@ -69,28 +66,6 @@ func (s *Server) runningContainer(id string) (store.Container, Shim, error) {
 		return c, nil, status.Errorf(codes.Unavailable, "the shim of container %s is gone", c.ID)
 	}
 	return c, client, nil
-}
-
-// execProcess is the container's own process with another command: the same
-// user, environment and confinement.
-func (s *Server) execProcess(c store.Container, command []string, tty bool) (specs.Process, error) {
-	data, err := os.ReadFile(filepath.Join(s.containers.Dir(c.ID), "config.json"))
-	if err != nil {
-		return specs.Process{}, fmt.Errorf("read the OCI configuration: %w", err)
-	}
-	var config struct{ Process *specs.Process }
-	if err := json.Unmarshal(data, &config); err != nil {
-		return specs.Process{}, fmt.Errorf("parse the OCI configuration: %w", err)
-	}
-	if config.Process == nil {
-		return specs.Process{}, errors.New("the OCI configuration has no process")
-	}
-	p := *config.Process
-	p.Args, p.Terminal = command, tty
-	if tty && !config.Process.Terminal {
-		p.Env = append(p.Env, "TERM=xterm")
-	}
-	return p, nil
 }
 
 // ReopenContainerLog makes the shim open the log anew after its rotation.

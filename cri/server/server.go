@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -57,7 +58,12 @@ type Config struct {
 	RunDir     string // state of this boot: records, bundles, namespaces, sockets
 	StateDir   string // writable layers
 	ShimBinary string
-	Handlers   *handler.Set
+	// Sealed is the shim's program in a file that nobody can change, and Filters
+	// are the seccomp filters of containers: with both, the shim starts processes
+	// in containers by itself. nil: the OCI runtime does.
+	Sealed   *os.File
+	Filters  Filters
+	Handlers *handler.Set
 	// NoIDMap says why the host cannot map the IDs of root file systems, which
 	// pods with user namespaces need; nil: it can.
 	NoIDMap error

@@ -80,11 +80,11 @@ func (r streamRuntime) Exec(ctx context.Context, id string, command []string, in
 	if err != nil {
 		return err
 	}
-	process, err := r.s.execProcess(c, command, tty)
+	process, err := r.s.process(c, command, tty)
 	if err != nil {
 		return err
 	}
-	session, err := client.Exec(ctx, shim.Process{ContainerID: c.ID, Spec: process}, in != nil)
+	session, err := client.Exec(ctx, process, in != nil)
 	if err != nil {
 		return err // it names the container
 	}

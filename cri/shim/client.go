@@ -181,7 +181,7 @@ func (c *Client) ask(ctx context.Context, method wire.Method, body, out any, exe
 		c.execs[m.ID] = exec
 	}
 	c.mu.Unlock()
-	if err := c.conn.Write(m); err != nil {
+	if err := c.conn.Write(m, exec.files()...); err != nil {
 		c.giveUp(m.ID)
 		return nil, fmt.Errorf("%s: %w: %w", method, ErrGone, err)
 	}

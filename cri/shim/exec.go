@@ -30,6 +30,7 @@ type Exec struct {
 	id       uint64
 	stdio    Stdio
 	terminal bool
+	sealed   *os.File // goes with the request; nil: nothing does
 
 	exited chan wire.ExecExit // one value, or closed when the shim is gone
 }
@@ -40,10 +41,18 @@ func (c *Client) Exec(ctx context.Context, p Process, wantStdin bool) (*Exec, er
 	if err != nil {
 		return nil, fmt.Errorf("encode the process: %w", err)
 	}
+	body := wire.Exec{ContainerID: p.ContainerID, Process: spec, Terminal: p.Spec.Terminal, Stdin: wantStdin, Timeout: p.Timeout}
 	e := &Exec{client: c, terminal: p.Spec.Terminal, exited: make(chan wire.ExecExit, 1)}
-	files, err := c.ask(ctx, wire.MethodExec, wire.Exec{
-		ContainerID: p.ContainerID, Process: spec, Terminal: p.Spec.Terminal, Stdin: wantStdin, Timeout: p.Timeout,
-	}, nil, e)
+	if p.Enter != nil {
+		enter, err := json.Marshal(p.Enter)
+		if err != nil {
+			return nil, fmt.Errorf("encode how to start the process: %w", err)
+		}
+		if len(spec)+len(enter) < wire.MaxMessage/2 { // the runtime has no such limit
+			body.Enter, e.sealed = enter, p.Sealed
+		}
+	}
+	files, err := c.ask(ctx, wire.MethodExec, body, nil, e)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +76,14 @@ func (c *Client) Exec(ctx context.Context, p Process, wantStdin bool) (*Exec, er
 		e.stdio = Stdio{Stdout: files[0], Stderr: files[1]}
 	}
 	return e, nil
+}
+
+// files are the descriptors that go with the request.
+func (e *Exec) files() []int {
+	if e == nil || e.sealed == nil {
+		return nil
+	}
+	return []int{int(e.sealed.Fd())}
 }
 
 func (c *Client) execExited(m wire.Message) {

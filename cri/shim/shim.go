@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/berth-io/berth/cri/ns"
+	"github.com/berth-io/berth/cri/shim/enter"
 )
 
 // Sandbox says which shim to start, and where it lives.
@@ -83,6 +84,10 @@ type Process struct {
 	Spec        specs.Process
 	// Timeout ends every process the exec started; zero means none.
 	Timeout time.Duration
+	// Enter, if there is one, says how to start it without the OCI runtime. Sealed
+	// is what does that then, enter.Seal's; it stays the caller's.
+	Enter  *enter.Spec
+	Sealed *os.File
 }
 
 // ExecResult is the outcome of ExecSync.

@@ -23,8 +23,8 @@ import (
 )
 
 // The pod has something of everything that leaves traces: volumes of several
-// kinds, an init container, a host port, a shared process namespace, probes, a
-// container that ends by itself, one that logs through the crash, and one that
+// kinds, an init container, a host port, a shared process namespace, probes of
+// which one is executed under a seccomp profile, a container that ends by itself, one that logs through the crash, and one that
 // must be stopped.
 const lines = 1500
 
@@ -60,6 +60,8 @@ spec:
     command: [sh, -c, 'echo server >> /out/runs; exec testbox serve --http :8080']
     ports: [{containerPort: 8080, hostPort: 30080}]
     readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+    livenessProbe: {exec: {command: [sh, -c, 'exit 0']}, periodSeconds: 1}
+    securityContext: {seccompProfile: {type: RuntimeDefault}}
     resources: {limits: {memory: 64Mi, cpu: 500m}}
     volumeMounts:
     - {name: out, mountPath: /out}

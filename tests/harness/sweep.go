@@ -51,7 +51,7 @@ func (c Config) Residue() []leak.Allowed {
 		{Kind: "file", Pattern: c.RootDir + `/agent/events`, Reason: "the node's history"},
 		{Kind: "file", Pattern: c.RootDir + `/(agent(/manifests|/pods)?|containers)`, Reason: "empty directories"},
 		{Kind: "file", Pattern: strings.Join([]string{c.KubeletDir, c.KubeletDir + "/pods", c.PodLogsDir, c.ContainerLogsDir}, "|"), Reason: "empty directories"},
-		{Kind: "file", Pattern: c.RunDir + `(/cni(/berth(/attachments)?)?|/cni-cache(/results)?|/containers|/ns|/runc|/runtime-[a-z0-9-]+(/\.cache(/seccomp(/[0-9a-f]+)?)?)?|/sandboxes)?`, Reason: "empty directories"},
+		{Kind: "file", Pattern: c.RunDir + `(/cni(/berth(/attachments)?)?|/cni-cache(/results)?|/containers|/ns|/runc|/seccomp(/runtime)?|/runtime-[a-z0-9-]+(/\.cache(/seccomp(/[0-9a-f]+)?)?)?|/sandboxes)?`, Reason: "empty directories"},
 		{Kind: "file", Pattern: c.RunDir + `/(cri\.lock|cni/berth/lock|cni/berth/last-reserved-\d)`, Reason: "one for the node, without content of pods"},
 		{Kind: "file", Pattern: strings.Join([]string{c.CRISocket, c.APISocket, c.RunDir + `/nri\.sock`}, "|"), Reason: "the daemon's sockets"},
 	}

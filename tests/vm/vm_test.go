@@ -45,6 +45,8 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 	for _, suite := range suites {
 		build(t, payload, suite.pkg)
 	}
+	// How commands are started without the runtime differs between the two versions.
+	buildIn(t, payload, "shim", "../../cri/shim")
 	for _, name := range []string{"berth", "berth-shim", "berth-cni", "runc", "tests"} {
 		run(t, 5*time.Minute, "cp", "-a", filepath.Join(bin, name), payload+"/")
 	}
@@ -58,6 +60,9 @@ func TestCgroupScenariosOnCgroup2WithSystemd(t *testing.T) {
 			}
 			for _, suite := range suites {
 				lines = append(lines, fmt.Sprintf("./%s.test -test.v -test.parallel=4 -test.timeout=25m -test.run='%s' || failed=1", suite.pkg, suite.tests))
+			}
+			if driver == "cgroupfs" { // the shim's tests know no other
+				lines = append(lines, "BERTH_SHIM=/payload/berth-shim BERTH_RUNC=/payload/runc ./shim.test -test.v -test.timeout=5m -test.run='Entered|Entering' || failed=1")
 			}
 			runScript := strings.Join(append(lines, "exit $failed", ""), "\n")
 			boot(t, script, payload, runScript, 28*time.Minute)
@@ -123,10 +128,15 @@ func prepare(t *testing.T) (script, bin string) {
 // build makes the test binary of a package beside this one.
 func build(t *testing.T, payload, pkg string) {
 	t.Helper()
-	cmd := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, pkg+".test"), "../"+pkg)
+	buildIn(t, payload, pkg, "../"+pkg)
+}
+
+func buildIn(t *testing.T, payload, name, dir string) {
+	t.Helper()
+	cmd := exec.Command("go", "test", "-c", "-o", filepath.Join(payload, name+".test"), dir)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build tests/%s: %v\n%s", pkg, err, out)
+		t.Fatalf("build the tests in %s: %v\n%s", dir, err, out)
 	}
 }
 

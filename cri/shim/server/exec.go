@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -35,7 +36,7 @@ type execution struct {
 
 // exec starts a process and answers with the daemon's ends of its stdio. Its
 // exit follows as an event on the same connection.
-func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
+func (s *server) exec(key execKey, b wire.Exec, files []*os.File) (reply, error) {
 	c, err := s.lookup(b.ContainerID)
 	if err != nil {
 		return reply{}, err
@@ -65,7 +66,7 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	if err != nil {
 		return reply{}, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
 	}
-	pipes, exit, err := s.startExec(key, e, b)
+	pipes, exit, err := s.startExec(key, e, b, files)
 	if err != nil {
 		group.Kill() // a runtime that was killed may have got this far
 		group.Remove()
@@ -86,8 +87,9 @@ func (s *server) exec(key execKey, b wire.Exec) (reply, error) {
 	return reply{files: pipes.ours, then: follow}, nil
 }
 
-// startExec has the runtime start the process. On error no descriptor is left.
-func (s *server) startExec(key execKey, e *execution, b wire.Exec) (_ *execPipes, _ <-chan reap.Exit, err error) {
+// startExec starts the process, by itself or by the runtime. On error no
+// descriptor is left.
+func (s *server) startExec(key execKey, e *execution, b wire.Exec, files []*os.File) (_ *execPipes, _ <-chan reap.Exit, err error) {
 	pipes, err := newExecPipes(b, e.container.spec)
 	if err != nil {
 		return nil, nil, fmt.Errorf("exec in container %s: %w", b.ContainerID, err)
@@ -107,9 +109,11 @@ func (s *server) startExec(key execKey, e *execution, b wire.Exec) (_ *execPipes
 		}
 		defer term.close()
 	}
-	started, err := s.runtime.Exec(b.ContainerID, b.Process, child, e.group.Argument())
-	if err != nil {
-		return nil, nil, err
+	started, entered := s.enter(e, b, child, files)
+	if !entered {
+		if started, err = s.runtime.Exec(b.ContainerID, b.Process, child, e.group.Argument()); err != nil {
+			return nil, nil, err
+		}
 	}
 	failpoint.Hit("shim/exec-started")
 	s.mu.Lock()

@@ -6,6 +6,7 @@
 //	container.go  one container's life
 //	stdio.go      pipes, ptys and attached readers
 //	exec.go       processes beside a container's first one
+//	enter.go      how they start without the OCI runtime
 //	init.go       the first process of a pid namespace that containers share
 //
 // It is kept small on purpose: there is one on a node for every pod.
@@ -58,6 +59,7 @@ type server struct {
 	conns      map[*wire.Conn]bool
 	containers map[string]*container
 	execs      map[execKey]*execution
+	refused    string        // why the last exec was left to the runtime
 	initPid    int           // of the sandbox's shared pid namespace; 0: none
 	initEnded  chan struct{} // closed when that process has ended
 
@@ -189,16 +191,13 @@ func (s *server) accept(fd int) error {
 func (s *server) serve(c *wire.Conn) {
 	for {
 		m, files, err := c.Read()
-		for _, f := range files { // no request carries any
-			_ = f.Close()
-		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
 				logf("connection: %v", err)
 			}
 			break
 		}
-		go s.handle(c, m)
+		go s.handle(c, m, files)
 	}
 	s.mu.Lock()
 	delete(s.conns, c)
@@ -215,9 +214,13 @@ type reply struct {
 	then  func() // runs after the answer was sent
 }
 
-func (s *server) handle(c *wire.Conn, m wire.Message) {
+// handle answers a request. The files are those that came with it.
+func (s *server) handle(c *wire.Conn, m wire.Message, files []*os.File) {
 	defer s.rest.Reset(quiet)
-	answer, err := s.do(c, m)
+	answer, err := s.do(c, m, files)
+	for _, f := range files {
+		_ = f.Close()
+	}
 	out := wire.Message{ID: m.ID}
 	if err != nil {
 		var known *wire.Error
@@ -242,7 +245,7 @@ func (s *server) handle(c *wire.Conn, m wire.Message) {
 	}
 }
 
-func (s *server) do(c *wire.Conn, m wire.Message) (reply, error) {
+func (s *server) do(c *wire.Conn, m wire.Message, files []*os.File) (reply, error) {
 	switch m.Method {
 	case wire.MethodInfo:
 		return reply{body: wire.Info{Pid: os.Getpid()}}, nil
@@ -267,7 +270,7 @@ func (s *server) do(c *wire.Conn, m wire.Message) (reply, error) {
 	case wire.MethodDelete:
 		return with(m, func(b wire.Target) (reply, error) { return reply{}, s.delete(b.ID) })
 	case wire.MethodExec:
-		return with(m, func(b wire.Exec) (reply, error) { return s.exec(execKey{c, m.ID}, b) })
+		return with(m, func(b wire.Exec) (reply, error) { return s.exec(execKey{c, m.ID}, b, files) })
 	case wire.MethodExecKill:
 		return with(m, func(b wire.ExecKill) (reply, error) { return reply{}, s.execKill(execKey{c, b.Exec}) })
 	case wire.MethodAttach:

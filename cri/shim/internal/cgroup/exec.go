@@ -66,6 +66,9 @@ func freezerDir(pid int) (string, error) {
 	return "", nil
 }
 
+// Dir is the cgroup's directory; empty for the container's own.
+func (e Exec) Dir() string { return e.dir }
+
 // Argument is the runtime's --cgroup; empty for the container's own.
 func (e Exec) Argument() string { return e.argument }
 

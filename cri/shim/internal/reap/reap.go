@@ -142,6 +142,17 @@ func (r *Reaper) claim(pid int) (<-chan Exit, error) {
 	return r.wait(pid), nil
 }
 
+// Open returns a descriptor of a child that is waited for (pidfd_open(2)), which
+// is the caller's to close; ESRCH once it was reaped.
+func (r *Reaper) Open(pid int) (fd int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.waiting[pid]; !ok {
+		return -1, syscall.ESRCH
+	}
+	return unix.PidfdOpen(pid, 0)
+}
+
 // Signal sends sig to a child that is waited for; ESRCH once it was reaped.
 func (r *Reaper) Signal(pid int, sig syscall.Signal) error {
 	r.mu.Lock()

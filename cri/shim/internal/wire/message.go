@@ -125,9 +125,13 @@ type Kill struct {
 type Exec struct {
 	ContainerID string          `json:"containerID"`
 	Process     json.RawMessage `json:"process"` // OCI process, handed to the runtime as it is
-	Terminal    bool            `json:"terminal,omitempty"`
-	Stdin       bool            `json:"stdin,omitempty"`
-	Timeout     time.Duration   `json:"timeout,omitempty"`
+	// Enter is an enter.Spec of the same process, handed on as it is. With it comes
+	// a descriptor of the program that takes it. A shim that does not know of it,
+	// or fails with it, has the runtime start Process.
+	Enter    json.RawMessage `json:"enter,omitempty"`
+	Terminal bool            `json:"terminal,omitempty"`
+	Stdin    bool            `json:"stdin,omitempty"`
+	Timeout  time.Duration   `json:"timeout,omitempty"`
 }
 
 // ExecExit is the body of EventExecExit. It follows the answer to MethodExec
