@@ -1,11 +1,6 @@
 package idle
 
-import (
-	"context"
-	"runtime"
-	"testing"
-	"time"
-)
+import "testing"
 
 func TestMemoryIsGivenBackOnceAfterEachBurst(t *testing.T) {
 	const mb = 1 << 20
@@ -30,49 +25,8 @@ func TestMemoryIsGivenBackOnceAfterEachBurst(t *testing.T) {
 		{330 * mb, false}, // busy, but not for long
 		{331 * mb, false},
 	} {
-		if got, _ := w.look(step.allocated); got != step.due {
+		if got := w.due(step.allocated); got != step.due {
 			t.Errorf("step %d, at %d MB: due is %v", i, step.allocated/mb, got)
 		}
 	}
-}
-
-func TestADaemonIsBusyFromOneCollectionSoonAfterAnotherUntilItIsQuiet(t *testing.T) {
-	const mb = 1 << 20
-	var w watch
-	start := time.Unix(1_000_000, 0)
-	collected := func(after time.Duration, begins bool) {
-		t.Helper()
-		if got := w.collected(start.Add(after)); got != begins {
-			t.Errorf("a collection after %v: busy begins is %v", after, got)
-		}
-	}
-	look := func(allocated uint64, calm bool) {
-		t.Helper()
-		if _, got := w.look(allocated * mb); got != calm {
-			t.Errorf("at %d MB: calm is %v", allocated, got)
-		}
-	}
-	collected(0, false)
-	collected(2*time.Second, false)
-	look(10, false)
-	look(11, false) // it was not busy
-	collected(20*time.Second, false)
-	collected(20*time.Second+900*time.Millisecond, true)
-	collected(21*time.Second, false) // it is
-	look(100, false)
-	look(101, true)
-	look(102, false)
-	collected(60*time.Second, false)
-	collected(60*time.Second+100*time.Millisecond, true)
-}
-
-func TestCollectionsAreToldUntilTheEnd(t *testing.T) {
-	ctx, end := context.WithCancel(t.Context())
-	told := collections(ctx)
-	for range 3 {
-		runtime.GC()
-		<-told
-	}
-	end()
-	runtime.GC()
 }

@@ -36,6 +36,10 @@ import (
 	"github.com/berth-io/berth/systemd/notify"
 )
 
+// gcPercent trades a little CPU for a smaller heap: the daemon's garbage is
+// short-lived, and its memory is what pods cannot have.
+const gcPercent = 50
+
 // Run runs the roles until ctx ends. Pods run on without it. Kubelet is how the
 // agent belongs to a cluster; nil: it does not.
 func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, version string, log *slog.Logger) error {
@@ -50,6 +54,7 @@ func Run(ctx context.Context, c config.Config, kubelet *kubeletconfig.Config, ve
 		}
 		defer release()
 	}
+	debug.SetGCPercent(gcPercent)
 	// The image library has a logger of its own, and says there what its
 	// caller is told as an error anyway.
 	if err := containerdlog.SetLevel("error"); err != nil {
