@@ -15,10 +15,19 @@ import (
 	"github.com/berth-io/berth/agent/source"
 )
 
+// classesPause is the least time between two looks at what pods request. A
+// hundred pods that start change four times each.
+const classesPause = 100 * time.Millisecond
+
 // feed hands each new state of the sources to the dispatcher.
 func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 	var last source.Snapshot
+	var pods []*v1.Pod
 	told := map[string]bool{}
+	classes := time.NewTimer(0) // runs while the classes' shares are not up to date
+	classes.Stop()
+	defer classes.Stop()
+	var refreshed time.Time
 	var fromAPI <-chan struct{} // nil, which never receives, without a cluster
 	if a.cluster != nil {
 		fromAPI = a.cluster.pods.Changed()
@@ -27,6 +36,10 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-classes.C:
+			refreshed = time.Now()
+			a.refreshClasses(a.allocated(pods))
+			continue
 		case <-a.source.Changed():
 		case <-fromAPI:
 			a.cluster.report.PodsChanged()
@@ -40,14 +53,14 @@ func (a *Agent) feed(ctx context.Context, d *dispatch.Dispatcher) error {
 			Objects: objectsChanged(&last.Set, &next.Set),
 		}
 		if a.cluster != nil {
-			pods, _, complete := a.cluster.pods.Pods()
-			want.Pods, want.Complete = slices.Concat(want.Pods, pods), want.Complete && complete
+			fromCluster, _, complete := a.cluster.pods.Pods()
+			want.Pods, want.Complete = slices.Concat(want.Pods, fromCluster), want.Complete && complete
 			want.Gone = a.cluster.pods.TakeGone()
 			a.cluster.mirror.Poke()
 		}
 		d.Want(ctx, want)
-		last = next
-		a.refreshClasses(a.allocated(want.Pods))
+		last, pods = next, want.Pods
+		classes.Reset(time.Until(refreshed.Add(classesPause))) // at once, after a pause
 		a.feeding.Store(0)
 	}
 }

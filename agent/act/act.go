@@ -56,10 +56,16 @@ type Containers interface {
 // Cgroups is the pod part of the cgroup tree.
 type Cgroups interface {
 	EnsurePod(pod *v1.Pod) (cgroupParent string, err error)
-	PodSettings(pod *v1.Pod) qos.Settings
-	SetPod(pod *v1.Pod, s qos.Settings) error
+	PodParent(pod *v1.Pod) (cgroupParent string, err error)
 	RemovePod(ctx context.Context, podUID string) error
 	Node() qos.NodeInfo
+	PodSettings
+}
+
+// PodSettings is the part of Cgroups that is about what a pod may use.
+type PodSettings interface {
+	PodSettings(pod *v1.Pod) qos.Settings
+	SetPod(pod *v1.Pod, s qos.Settings) error
 }
 
 // Volumes gives pods their volumes.

@@ -83,9 +83,9 @@ func (a *Actor) RemoveSandbox(ctx context.Context, id string) error {
 }
 
 // sandboxConfig is made anew for each call that wants it: it follows from the
-// pod, the attempt and the node.
+// pod, the attempt and the node. The cgroup that it names was made by prepare.
 func (a *Actor) sandboxConfig(ctx context.Context, pod Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
-	parent, err := a.Cgroups.EnsurePod(pod.cgroupPod())
+	parent, err := a.Cgroups.PodParent(pod.cgroupPod())
 	if err != nil {
 		return nil, err
 	}

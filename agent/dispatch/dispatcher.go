@@ -264,7 +264,7 @@ func (d *Dispatcher) restore() []*worker.Worker {
 func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	wanted := map[string]bool{}
+	wanted := make(map[string]bool, len(want.Pods))
 	for _, pod := range want.Pods {
 		wanted[string(pod.UID)] = true
 	}
@@ -273,9 +273,7 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 			d.update(w, pod)
 		}
 	}
-	names := d.namesOfStrangers(wanted)
 	for uid, w := range d.workers {
-		names[fullName(w.Pod())] = true
 		switch {
 		case want.Complete && !wanted[uid] && !w.Forgotten():
 			w.Forget()
@@ -286,8 +284,10 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 	clear(d.waiting)
 	d.dropUndecided(wanted)
 	clear(d.held)
+	// For static pods alone: among its own the API server sees to it that names
+	// are taken once, and a state of it comes with every change of a pod.
+	names := sync.OnceValue(func() map[string]bool { return d.names(wanted) })
 	for _, pod := range want.Pods {
-		name := fullName(pod)
 		switch w := d.workers[string(pod.UID)]; {
 		case w != nil && !w.Forgotten():
 			d.update(w, pod)
@@ -295,12 +295,12 @@ func (d *Dispatcher) apply(want Desired) (start []*worker.Worker) {
 			if w := d.admit(waiting{pod: pod, seen: want.At}); w != nil {
 				start = append(start, w)
 			}
-		case w != nil || names[name]:
+		case w != nil || names()[fullName(pod)]:
 			// The same UID wanted again while it ends, or another of its name:
 			// two pods of one name never overlap.
-			d.waiting[name] = waiting{pod: pod, seen: want.At}
+			d.waiting[fullName(pod)] = waiting{pod: pod, seen: want.At}
 		default:
-			names[name] = true
+			names()[fullName(pod)] = true
 			if w := d.admit(waiting{pod: pod, seen: want.At}); w != nil {
 				start = append(start, w)
 			}
@@ -342,10 +342,14 @@ func (d *Dispatcher) ObjectsChanged(uid types.UID) {
 	}
 }
 
-// namesOfStrangers are the full names of pods that run, are wanted by nobody and
-// have no worker yet: adopt gives them one. Their names are not free.
-func (d *Dispatcher) namesOfStrangers(wanted map[string]bool) map[string]bool {
+// names are the full names that are not free: those of pods with a worker, and
+// those of pods that run, are wanted by nobody and have no worker yet: adopt gives
+// them one. Its caller holds mu.
+func (d *Dispatcher) names(wanted map[string]bool) map[string]bool {
 	names := map[string]bool{}
+	for _, w := range d.workers {
+		names[fullName(w.Pod())] = true
+	}
 	for _, uid := range d.config.Observations.UIDs() {
 		if d.workers[uid] == nil && !wanted[uid] {
 			o := d.config.Observations.Pod(uid)

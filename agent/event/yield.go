@@ -9,8 +9,9 @@ import (
 
 const (
 	// patience is how long an event waits at most: long enough for a burst of
-	// pods to be through, short for who reads it.
-	patience = 3 * time.Second
+	// pods to be through, short for who reads it, and short enough for the
+	// broadcaster, which keeps a thousand.
+	patience = 10 * time.Second
 	pause    = 20 * time.Millisecond
 )
 

@@ -47,11 +47,11 @@ func TestEventsWaitForPodsThatStartButNotForLong(t *testing.T) {
 		time.AfterFunc(90*time.Millisecond, func() { busy.Store(false) })
 		send(sink.Update(at("short", 0))) // at 100
 		busy.Store(true)
-		send(sink.Patch(at("long", 0), nil))             // 3 s later
-		send(sink.Create(at("second", 2*time.Second)))   // it has waited before
+		send(sink.Patch(at("long", 0), nil))             // 10 s later
+		send(sink.Create(at("second", 9*time.Second)))   // it has waited before
 		send(sink.Create(at("old", time.Hour)))          // at once
 		send(sink.Create(at("tomorrow", -24*time.Hour))) // the clock was set back
-		want := []string{"create quiet 0", "update short 100", "patch long 3100", "create second 4100", "create old 4100", "create tomorrow 7100"}
+		want := []string{"create quiet 0", "update short 100", "patch long 10100", "create second 11100", "create old 11100", "create tomorrow 21100"}
 		if !slices.Equal(to.list, want) {
 			t.Errorf("sent %q, want %q", to.list, want)
 		}

@@ -59,9 +59,11 @@ const (
 	// A status that says no more than that a pod is on its way waits, the longer
 	// the more pods are on theirs. Most of them run before it is over, and need
 	// one request in place of three: in a burst the API server has its hands full.
+	// The most is what the kubelet takes to write what it could not write at once
+	// (pkg/kubelet/status/status_manager.go, syncPeriod).
 	hold     = 500 * time.Millisecond
-	holdEach = 50 * time.Millisecond
-	holdMost = 5 * time.Second
+	holdEach = 100 * time.Millisecond
+	holdMost = 10 * time.Second
 )
 
 // Reporter is the only one that writes the status of this node's pods.
@@ -141,10 +143,16 @@ func (r *Reporter) count(p *pod, onItsWay bool) {
 // enqueue has a pod compared. Its caller holds mu.
 func (r *Reporter) enqueue(p *pod) {
 	if p.onItsWay {
-		r.queue.AddAfter(p.report.Pod.UID, min(hold+time.Duration(r.onTheirWay-1)*holdEach, holdMost))
+		r.queue.AddAfter(p.report.Pod.UID, r.hold())
 		return
 	}
 	r.queue.Add(p.report.Pod.UID)
+}
+
+// hold is how long a report waits now that says no more than that its pod is on
+// its way. Its caller holds mu.
+func (r *Reporter) hold() time.Duration {
+	return min(hold+time.Duration(r.onTheirWay-1)*holdEach, holdMost)
 }
 
 // onItsWay tells whether a pod's containers are about to start, all of them for
@@ -239,6 +247,11 @@ func (r *Reporter) sync(ctx context.Context, uid types.UID) error {
 	r.mu.Lock()
 	p := r.pods[uid]
 	if p == nil {
+		r.mu.Unlock()
+		return nil
+	}
+	if rest := r.hold() - time.Since(p.since); p.onItsWay && rest > 0 { // more are on their way since it was put off
+		r.queue.AddAfter(uid, rest)
 		r.mu.Unlock()
 		return nil
 	}

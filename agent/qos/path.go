@@ -10,3 +10,9 @@ func (t *Tree) PodsPath() string { return t.pods.path(t.config.Driver) }
 func (t *Tree) PodPath(pod *v1.Pod) string {
 	return classNode(t.pods, Class(pod)).child(podPrefix + string(pod.UID)).path(t.config.Driver)
 }
+
+// PodParent is what EnsurePod returns, without a look at whether it is there.
+func (t *Tree) PodParent(pod *v1.Pod) (cgroupParent string, err error) {
+	n, err := t.podNode(pod)
+	return n.path(t.config.Driver), err
+}

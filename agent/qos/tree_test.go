@@ -91,8 +91,8 @@ func TestPodCgroupIsMadeWithItsSettings(t *testing.T) {
 			}
 		}
 		n := classNode(tree.pods, v1.PodQOSBurstable).child("pod11aa-22")
-		if parent != n.path(tree.config.Driver) {
-			t.Errorf("cgroup parent is %s", parent)
+		if known, err := tree.PodParent(pod); parent != n.path(tree.config.Driver) || known != parent || err != nil {
+			t.Errorf("cgroup parent is %s, and said to be %s, %v", parent, known, err)
 		}
 		for _, check := range []struct{ got, want string }{
 			{value(t, tree, n, "cpu", "cpu.shares", "cpu.weight"), pick(tree, "512", "20")},
@@ -239,6 +239,9 @@ func TestWithoutClassesNoCgroupIsMade(t *testing.T) {
 	parent, err := tree.EnsurePod(withUID(podOf(container(nil, nil)), "n-1"))
 	if err != nil || parent != "/berth-test-none" {
 		t.Errorf("got %s, %v", parent, err)
+	}
+	if known, err := tree.PodParent(withUID(podOf(container(nil, nil)), "n-1")); err != nil || known != parent {
+		t.Errorf("said to be %s, %v", known, err)
 	}
 	if err := tree.RefreshClasses(nil); err != nil {
 		t.Error(err)

@@ -22,8 +22,9 @@ import (
 )
 
 // publish makes the pod's status from what is known and, when it changed,
-// tells the world and then the disk.
-func (w *Worker) publish(obs *observed.Pod) {
+// tells the world and then the disk. Another phase alone waits for the status
+// that goes with it when the pod is looked at again at once.
+func (w *Worker) publish(obs *observed.Pod, again bool) {
 	w.terminationMessages(obs)
 	w.mu.Lock()
 	previous, stop := w.pod, w.stop
@@ -44,7 +45,7 @@ func (w *Worker) publish(obs *observed.Pod) {
 	}
 	next := status.Of(in)
 	if reflect.DeepEqual(next, previous.Status) {
-		if w.state.dirty {
+		if w.state.dirty && !again {
 			w.checkpoint(false)
 		}
 		return

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"github.com/berth-io/berth/agent/act"
 	"github.com/berth-io/berth/agent/checkpoint"
@@ -43,7 +44,7 @@ func (w *Worker) step(ctx context.Context) (acted bool, wake time.Time) {
 		acted, wake = w.stepRelease(ctx, &obs)
 	}
 	if w.state.phase != phase.Finished {
-		w.publish(&obs)
+		w.publish(&obs, acted)
 	}
 	return acted, wake
 }
@@ -62,13 +63,23 @@ func (w *Worker) takeMail() mail {
 			w.state.updated = time.Now()
 		}
 		w.refresh = w.refresh || !maps.Equal(pod.Labels, w.pod.Labels) || !maps.Equal(pod.Annotations, w.pod.Annotations)
+		w.state.dirty = w.state.dirty || !alike(&pod, w.pod)
 		w.pod, w.news = &pod, nil
 		if w.state.operation == "" {
 			w.state.operation = "update"
 		}
-		w.state.dirty = true
 	}
 	return mail{stop: w.stop, forgotten: w.forgotten}
+}
+
+// alike tells whether a checkpoint of one pod does for the other. A status that
+// the API server has been told comes back, with another version and who wrote it.
+func alike(a, b *v1.Pod) bool {
+	before, after := *a, *b
+	for _, p := range []*v1.Pod{&before, &after} {
+		p.ResourceVersion, p.ManagedFields = "", nil
+	}
+	return equality.Semantic.DeepEqual(&before, &after)
 }
 
 func (w *Worker) move(e phase.Event) {
@@ -201,7 +212,7 @@ func (w *Worker) refreshVolumes(ctx context.Context, obs *observed.Pod) (again t
 // a failure with its time to try again; the plan takes it from there.
 func (w *Worker) perform(ctx context.Context, obs *observed.Pod, a plan.Action) {
 	key := failureKey(obs, a)
-	w.publish(obs) // before what may take long: what is known so far
+	w.publish(obs, false) // before what may take long: what is known so far
 	ctx, done := w.interruptible(ctx, time.Time{})
 	defer done()
 	began := time.Now()

@@ -79,7 +79,7 @@ func (w *Worker) stepRelease(ctx context.Context, obs *observed.Pod) (acted bool
 		w.state.released = true
 		w.releasedOnce.Do(func() { close(w.released) })
 		w.tellAllocation()
-		w.publish(obs) // the last word before its object may go
+		w.publish(obs, false) // the last word before its object may go
 		w.report(w.pod)
 	}
 	if !w.Forgotten() {

@@ -1,6 +1,8 @@
 package worker_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -280,6 +282,41 @@ func TestAContainerWhoseImageChangesIsRestartedWithoutBackOff(t *testing.T) {
 		calls := w.runtime.Calls()
 		if !slices.Contains(calls, "CreateContainer a 3") || slices.Contains(calls, "CreateContainer b 1") {
 			t.Errorf("calls %q", calls)
+		}
+	})
+}
+
+func TestAStatusThatComesBackIsNotKeptAgain(t *testing.T) {
+	inWorld(t, func(w *world) {
+		p := pod("web", "a")
+		k := w.start(p)
+		w.wantRunning("a")
+		file := filepath.Join(w.dir, "kept", "web-uid.json")
+		kept := func() os.FileInfo {
+			info, err := os.Stat(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info
+		}
+		before := kept()
+		told := k.Pod().DeepCopy() // what the API server has been told, and tells
+		told.ResourceVersion, told.ManagedFields = "7", []metav1.ManagedFieldsEntry{{Manager: "berth"}}
+		k.Update(told)
+		synctest.Wait()
+		if !os.SameFile(before, kept()) {
+			t.Error("it was written again")
+		}
+		told = told.DeepCopy()
+		told.Labels = map[string]string{"app": "web"}
+		k.Update(told)
+		synctest.Wait()
+		if os.SameFile(before, kept()) {
+			t.Error("another label was not kept")
+		}
+		w.restartAgent()
+		if got := w.worker("web").Pod().Labels["app"]; got != "web" {
+			t.Errorf("the label is %q after a restart", got)
 		}
 	})
 }

@@ -108,15 +108,13 @@ func (s *Server) ListContainers(_ context.Context, req *runtimeapi.ListContainer
 		return nil, err
 	}
 	resp := &runtimeapi.ListContainersResponse{}
-	for _, c := range s.containers.List() {
-		switch {
-		case !containerShown(c),
-			f.GetId() != "" && c.ID != id,
-			f.GetPodSandboxId() != "" && c.SandboxID != sandboxID,
-			f.GetState() != nil && f.GetState().GetState() != c.CRIState(),
-			!matches(f.GetLabelSelector(), c.Config.GetLabels()):
-			continue
-		}
+	for _, c := range s.containers.Where(func(c store.Container) bool {
+		return containerShown(c) &&
+			(f.GetId() == "" || c.ID == id) &&
+			(f.GetPodSandboxId() == "" || c.SandboxID == sandboxID) &&
+			(f.GetState() == nil || f.GetState().GetState() == c.CRIState()) &&
+			matches(f.GetLabelSelector(), c.Config.GetLabels())
+	}) {
 		resp.Containers = append(resp.Containers, &runtimeapi.Container{
 			Id: c.ID, PodSandboxId: c.SandboxID, Metadata: c.Config.GetMetadata(),
 			Image: imageSpec(c.Config), ImageRef: c.ImageRef, ImageId: c.ImageID,

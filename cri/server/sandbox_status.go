@@ -126,14 +126,12 @@ func (s *Server) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandbo
 	if err != nil {
 		return nil, err
 	}
-	for _, sb := range s.sandboxes.List() {
-		switch {
-		case !sandboxShown(sb),
-			f.GetId() != "" && sb.ID != id,
-			f.GetState() != nil && f.GetState().GetState() != sandboxState(sb),
-			!matches(f.GetLabelSelector(), sb.Config.GetLabels()):
-			continue
-		}
+	for _, sb := range s.sandboxes.Where(func(sb store.Sandbox) bool {
+		return sandboxShown(sb) &&
+			(f.GetId() == "" || sb.ID == id) &&
+			(f.GetState() == nil || f.GetState().GetState() == sandboxState(sb)) &&
+			matches(f.GetLabelSelector(), sb.Config.GetLabels())
+	}) {
 		resp.Items = append(resp.Items, &runtimeapi.PodSandbox{
 			Id: sb.ID, Metadata: sb.Config.GetMetadata(), State: sandboxState(sb), CreatedAt: sb.CreatedAt.UnixNano(),
 			Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(), RuntimeHandler: sb.Handler,

@@ -155,13 +155,7 @@ func (s *Server) killContainers(ctx context.Context, sandboxID string) error {
 }
 
 func (s *Server) containersOf(sandboxID string) []store.Container {
-	var list []store.Container
-	for _, c := range s.containers.List() {
-		if c.SandboxID == sandboxID {
-			list = append(list, c)
-		}
-	}
-	return list
+	return s.containers.Where(func(c store.Container) bool { return c.SandboxID == sandboxID })
 }
 
 // stopShim ends the shim; one that does not answer is killed.

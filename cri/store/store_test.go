@@ -123,6 +123,32 @@ func TestFindTakesAnUnambiguousPrefix(t *testing.T) {
 	}
 }
 
+func TestListsAreOrderedAndWhereLeavesTheOthersOut(t *testing.T) {
+	table, _ := open(t, t.TempDir())
+	for i, id := range []string{"c", "a", "d", "b"} {
+		c := container(id)
+		c.SandboxID = []string{"odd", "even"}[i%2]
+		if err := table.Add(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := func(list []Container) (s string) {
+		for _, c := range list {
+			s += c.ID
+		}
+		return s
+	}
+	if got := ids(table.List()); got != "abcd" {
+		t.Errorf("all are %s", got)
+	}
+	if got := ids(table.Where(func(c Container) bool { return c.SandboxID == "even" })); got != "ab" {
+		t.Errorf("of the sandbox are %s", got)
+	}
+	if got := table.Where(func(Container) bool { return false }); len(got) != 0 {
+		t.Errorf("none is wanted, got %s", ids(got))
+	}
+}
+
 func TestABadRecordIsMovedAsideAndTheOthersAreLoaded(t *testing.T) {
 	for name, content := range map[string]string{
 		"cut off":       `{"id":"bad","sandbox":"s"`,

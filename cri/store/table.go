@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -201,11 +202,26 @@ func (t *Table[T]) Named(label string) (T, bool) {
 // List returns all records, ordered by ID.
 func (t *Table[T]) List() []T {
 	t.mu.RLock()
-	list := make([]T, 0, len(t.byID))
+	list := slices.AppendSeq(make([]T, 0, len(t.byID)), maps.Values(t.byID))
+	t.mu.RUnlock()
+	return sorted(list)
+}
+
+// Where returns the records that want holds for, ordered by ID. Want is called
+// with the table locked.
+func (t *Table[T]) Where(want func(T) bool) []T {
+	var list []T
+	t.mu.RLock()
 	for _, r := range t.byID {
-		list = append(list, r)
+		if want(r) {
+			list = append(list, r)
+		}
 	}
 	t.mu.RUnlock()
+	return sorted(list)
+}
+
+func sorted[T Record](list []T) []T {
 	slices.SortFunc(list, func(a, b T) int { return strings.Compare(a.Key(), b.Key()) })
 	return list
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
@@ -99,14 +100,14 @@ func (m *Maker) Close(t harness.TB) {
 
 // Measure makes and removes one container.
 func (m *Maker) Measure(t harness.TB) Cost {
-	m.made++
-	c := &container{
-		host: m.host, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)),
-		lower: m.lower, bridge: m.bridge, seccomp: m.Seccomp,
-	}
+	c := m.next()
 	var cost Cost
 	err := m.host.Inside(func() (err error) {
-		cost, err = c.run(m.made)
+		if cost, err = c.run(); err == nil {
+			start := time.Now()
+			err = c.exec()
+			cost.Exec = measure.Milliseconds(time.Since(start))
+		}
 		return errors.Join(err, c.remove())
 	})
 	if err != nil {
@@ -115,15 +116,65 @@ func (m *Maker) Measure(t harness.TB) Cost {
 	return cost
 }
 
+// Burst makes a number of containers, some of them at once, and removes them. It
+// returns how long making them took.
+func (m *Maker) Burst(t harness.TB, count, atOnce int) time.Duration {
+	var all []*container
+	todo := make(chan *container, count)
+	for range count {
+		c := m.next()
+		all = append(all, c)
+		todo <- c
+	}
+	close(todo)
+	var makers sync.WaitGroup
+	errs := make([]error, atOnce)
+	start := time.Now()
+	for i := range errs {
+		makers.Go(func() {
+			errs[i] = m.host.Inside(func() error {
+				for c := range todo {
+					if _, err := c.run(); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+	makers.Wait()
+	took := time.Since(start)
+	errs = append(errs, m.host.Inside(func() error {
+		var errs []error
+		for _, c := range all {
+			errs = append(errs, c.remove())
+		}
+		return errors.Join(errs...)
+	}))
+	if err := errors.Join(errs...); err != nil {
+		t.Fatalf("bare containers: %v", err)
+	}
+	return took
+}
+
+func (m *Maker) next() *container {
+	m.made++
+	return &container{
+		host: m.host, number: m.made, id: fmt.Sprintf("bare-%d", m.made), dir: filepath.Join(m.dir, fmt.Sprint(m.made)),
+		lower: m.lower, bridge: m.bridge, seccomp: m.Seccomp,
+	}
+}
+
 type container struct {
 	host           Host
+	number         int
 	id, dir, lower string
 	bridge         netlink.Link
 	seccomp        bool
 }
 
-// run returns what network, root file system, runc and an exec cost.
-func (c *container) run(i int) (cost Cost, err error) {
+// run returns what network, root file system and runc cost.
+func (c *container) run() (cost Cost, err error) {
 	for _, sub := range []string{"upper", "work", "rootfs"} {
 		if err := os.MkdirAll(filepath.Join(c.dir, sub), 0o755); err != nil {
 			return cost, err
@@ -136,10 +187,9 @@ func (c *container) run(i int) (cost Cost, err error) {
 		do   func() error
 		took *float64
 	}{
-		{func() error { return c.network(i) }, &cost.Network},
+		{c.network, &cost.Network},
 		{c.mount, &cost.Rootfs},
 		{c.start, &cost.Runc},
-		{c.exec, &cost.Exec},
 	} {
 		start := time.Now()
 		if err := step.do(); err != nil {
@@ -152,7 +202,7 @@ func (c *container) run(i int) (cost Cost, err error) {
 
 // network makes a namespace with a veth on the bridge and an address, in the
 // cheapest way there is.
-func (c *container) network(i int) error {
+func (c *container) network() error {
 	home, err := netns.Get()
 	if err != nil {
 		return err
@@ -176,7 +226,7 @@ func (c *container) network(i int) error {
 		return err
 	}
 	veth := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: fmt.Sprintf("bare%d", i+1), MasterIndex: c.bridge.Attrs().Index, Flags: net.FlagUp},
+		LinkAttrs:     netlink.LinkAttrs{Name: fmt.Sprintf("bare%d", c.number), MasterIndex: c.bridge.Attrs().Index, Flags: net.FlagUp},
 		PeerName:      "eth0",
 		PeerNamespace: netlink.NsFd(pod),
 	}
@@ -192,7 +242,7 @@ func (c *container) network(i int) error {
 	if err != nil {
 		return err
 	}
-	addr, err := netlink.ParseAddr(fmt.Sprintf("10.99.0.%d/24", i%250+2))
+	addr, err := netlink.ParseAddr(fmt.Sprintf("10.99.0.%d/24", c.number%250+2))
 	if err != nil {
 		return err
 	}

@@ -140,8 +140,11 @@ func (c *Cgroups) EnsurePod(p *v1.Pod) (string, error) {
 	defer c.mu.Unlock()
 	c.mark(string(p.UID))
 	c.set[string(p.UID)] = c.PodSettings(p)
-	return "/kubepods/pod" + string(p.UID), nil
+	return c.PodParent(p)
 }
+
+// PodParent is the pod's cgroup, whether it is there or not.
+func (c *Cgroups) PodParent(p *v1.Pod) (string, error) { return "/kubepods/pod" + string(p.UID), nil }
 
 // RemovePod forgets the pod.
 func (c *Cgroups) RemovePod(_ context.Context, uid string) error {
