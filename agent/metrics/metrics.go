@@ -15,6 +15,7 @@
 //	node.go     what is counted at a scrape: pods, containers, volumes
 //	resource.go /metrics/resource
 //	cadvisor.go /metrics/cadvisor
+//	stability.go  how stable the kubelet calls its metrics
 //	client.go   requests to the API server
 package metrics
 
@@ -111,7 +112,7 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 		resource: prometheus.NewRegistry(), probes: prometheus.NewRegistry(), slis: prometheus.NewRegistry(),
 	}
 	started := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "process_start_time_seconds", Help: "Start time of the process since unix epoch in seconds.",
+		Name: "process_start_time_seconds", Help: "[" + alpha + "] Start time of the process since unix epoch in seconds.",
 	})
 	started.Set(float64(m.start.UnixNano()) / float64(time.Second))
 	m.main.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsAll)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(c), constants(c))
@@ -137,12 +138,12 @@ func New(runtime Runtime, stats Stats, pods Pods, c Config) *Metrics {
 
 // Handlers by path.
 func (m *Metrics) Handlers() map[string]http.Handler {
-	of := func(r *prometheus.Registry) http.Handler {
+	of := func(r prometheus.Gatherer) http.Handler {
 		return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, ProcessStartTime: m.start})
 	}
 	return map[string]http.Handler{
-		"/metrics": of(m.main), "/metrics/cadvisor": of(m.cadvisor), "/metrics/resource": of(m.resource),
-		"/metrics/probes": of(m.probes), "/metrics/slis": of(m.slis),
+		"/metrics": of(staged{m.main}), "/metrics/cadvisor": of(m.cadvisor), "/metrics/resource": of(staged{m.resource}),
+		"/metrics/probes": of(staged{m.probes}), "/metrics/slis": of(staged{m.slis}),
 	}
 }
 

@@ -142,6 +142,9 @@ func TestMetricsAreTheKubeletsAndMove(t *testing.T) {
 			if _, served := berth[name]; !served && !notServed(name) && name != ofTheHost {
 				t.Errorf("%s: the kubelet has %s (%s), and Berth has not", path, name, stock[name])
 			}
+			if mine, served := berth[name]; served && mine != stock[name] {
+				t.Errorf("%s: %s is %s, the kubelet's is %s", path, name, mine, stock[name])
+			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(berth)) {
 			if notServed(name) {
