@@ -299,7 +299,7 @@ func (w *Worker) do(ctx context.Context, obs *observed.Pod, a plan.Action) error
 			if err := w.prepare(ctx, obs); err != nil {
 				return err
 			}
-			w.publish(obs) // it is ready to start containers, which may wait for their images
+			w.publish(obs, false) // it is ready to start containers, which may wait for their images
 		}
 		return w.parts.Actor.StartContainer(ctx, w.actPod(obs), a)
 	case plan.KillContainer:
