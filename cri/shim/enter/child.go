@@ -123,8 +123,13 @@ func (c *child) enter() syscall.Errno {
 			return errno
 		}
 	}
-	for sig := uintptr(1); sig <= 64; sig++ { // SIGKILL and SIGSTOP refuse
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.none)), 0, 8, 0, 0)
+	// No handler is to run when signals are unblocked. What is ignored stays so, as
+	// for what the runtime starts.
+	for sig := uintptr(1); sig <= 64; sig++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&c.action)), 8, 0, 0)
+		if c.action[0] != sigIgnore { // SIGKILL and SIGSTOP refuse
+			syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&c.none)), 0, 8, 0, 0)
+		}
 	}
 	c.step = stepCgroup
 	zero := byte('0')
@@ -271,6 +276,9 @@ func (c *child) giveStdio() syscall.Errno {
 	}
 	return 0
 }
+
+// sigIgnore is SIG_IGN, the first word of the kernel's struct sigaction.
+const sigIgnore = 1
 
 // devNull is the number of /dev/null.
 const devNull = 1<<8 | 3

@@ -40,6 +40,7 @@ type child struct {
 	all       [maxCPUs / 64]uint64
 	where     [unix.PathMax]byte
 	none      [16]uint64 // no signals; the default action
+	action    [16]uint64 // of a signal
 	capHeader unix.CapUserHeader
 	step      step
 	said      failure
