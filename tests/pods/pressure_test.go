@@ -23,8 +23,7 @@ func shortNode(t *testing.T, kubelet string) *harness.Node {
 	n := harness.NewNode(t, harness.Options{Amend: func(c *harness.Config) {
 		c.KubeletConfig = filepath.Join(filepath.Dir(c.KubeletDir), "kubelet.yaml")
 	}})
-	write(t, n.Config.KubeletConfig, "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nfailCgroupV1: false\nfailSwapOn: false\n"+
-		"evictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1ms\nimageGCHighThresholdPercent: 100\n"+kubelet)
+	configure(t, n, kubelet)
 	if err := os.MkdirAll(n.Config.KubeletDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -40,11 +39,45 @@ func shortNode(t *testing.T, kubelet string) *harness.Node {
 	return n
 }
 
-func write(t *testing.T, path, text string) {
+// configure writes what the node reads when it starts.
+func configure(t *testing.T, n *harness.Node, kubelet string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	text := "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nfailCgroupV1: false\nfailSwapOn: false\n" +
+		"evictionPressureTransitionPeriod: 1s\nimageMinimumGCAge: 1ms\nimageGCHighThresholdPercent: 100\n" + kubelet
+	if err := os.WriteFile(n.Config.KubeletConfig, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The thresholds are more than any machine has, until they are changed.
+func TestPodsOfANodeWithoutAClusterEndForMemoryAndForProcessIDs(t *testing.T) {
+	n := shortNode(t, "evictionHard: {memory.available: 1Mi}\nevictionSoft: {memory.available: 100Ti}\nevictionSoftGracePeriod: {memory.available: 1s}\nevictionMaxPodGracePeriod: 1\n")
+	n.WriteManifest("web.yaml", expand(n, `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: main, image: $BOX}]}
+`))
+	web := n.Pod(t, "default", "web-0")
+	web.WaitEvent("Evicted", "The node was low on resource: memory. Threshold quantity: 100Ti, available: ")
+	equal(t, "reason", web.WaitPhase(corev1.PodFailed).Status.Reason, "Evicted")
+	n.Stop()
+	configure(t, n, "evictionHard: {pid.available: 4Gi}\n")
+	n.Start()
+	alone := n.Apply(t, "alone", manifest(n, "alone", "\nspec: {containers: [{name: main, image: $BOX}]}\n"))
+	status := alone.WaitPhase(corev1.PodFailed).Status
+	contains(t, "message", status.Message, "The node was low on resource: pids. Threshold quantity: ")
+	contains(t, "message of the pod that ended before", web.WaitPhase(corev1.PodFailed).Status.Message, "low on resource: memory")
+	n.Stop()
+	configure(t, n, "evictionHard: {memory.available: 1Mi}\n")
+	n.Start()
+	web.WaitReady()
+	equal(t, "reason of the pod of which nobody makes another", alone.WaitPhase(corev1.PodFailed).Status.Reason, "Evicted")
+	n.RemoveAll()
+	n.Stop()
 }
 
 // The writers fill the file system of the pods' directories, once: the one that
