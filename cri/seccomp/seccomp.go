@@ -135,7 +135,7 @@ func (f *Filters) find(ctx context.Context, k key) {
 	f.mu.Lock()
 	wanted := f.known[k]
 	f.mu.Unlock()
-	if wanted == nil { // forgotten meanwhile
+	if wanted == nil || wanted.profile == nil { // forgotten meanwhile, or asked for twice
 		return
 	}
 	program, err := f.read(ctx, wanted.profile)

@@ -177,6 +177,13 @@ func TestAProfilesFilterDoesWhatTheProfileSays(t *testing.T) {
 			t.Errorf("mkdir ended with %d, not %d", got, c.want)
 		}
 	}
+	// What was forgotten while it waited is asked for twice, and found out once.
+	for k := range f.known {
+		f.find(t.Context(), k)
+	}
+	if _, known := f.Of(allows); !known {
+		t.Error("a filter that was known is not any more")
+	}
 	stop()
 	if log.Len() > 0 {
 		t.Error(log.String())
